@@ -1,0 +1,53 @@
+# Each target builds its own environment in .venv first; nothing but Python 3.10+, pip and make is needed.
+
+PYTHON ?= python3
+VENV ?= .venv
+CHECKPOINT ?= checkpoints/showattend-resnet50-flickr8k
+# The recipe reads these two from its environment, so that a path may hold spaces and quotes.
+export IMAGE CHECKPOINT
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+PIP_INSTALL = "$(VENV)/bin/python" -m pip install -c constraints.txt -e
+
+ifneq ($(filter caption,$(MAKECMDGOALS)),)
+ifeq ($(strip $(IMAGE)),)
+$(error usage: make caption IMAGE=path/to/photo.jpg [CHECKPOINT=folder])
+endif
+endif
+
+.PHONY: help caption test check
+
+help:
+	@echo 'make caption IMAGE=photo.jpg   caption a photo (CHECKPOINT=folder chooses another model)'
+	@echo 'make test                      run the tests'
+	@echo 'make check                     lint, check the formatting and the types'
+	@echo 'make help                      list the targets'
+	@echo 'PYTHON=python3.12 chooses the interpreter of a new .venv.'
+
+caption: $(VENV)/.runtime-installed
+	@"$(VENV)/bin/python" scripts/caption.py --checkpoint "$$CHECKPOINT" "$$IMAGE"
+
+test: $(VENV)/.dev-installed
+	@"$(VENV)/bin/python" -m pytest -n 2 --dist loadfile
+
+check: $(VENV)/.dev-installed
+	"$(VENV)/bin/python" -m ruff check
+	"$(VENV)/bin/python" -m ruff format --check
+	"$(VENV)/bin/python" -m mypy
+
+$(VENV)/.created:
+	@command -v "$(PYTHON)" >/dev/null || { echo 'error: $(PYTHON) was not found; install Python 3.10 or newer, or name one with PYTHON=.' >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.version_info >= (3, 10) or sys.exit("error: $(PYTHON) is Python %d.%d, but 3.10 or newer is needed; name one with PYTHON=." % sys.version_info[:2])'
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo 'error: $(PYTHON) cannot create virtual environments; install its venv module (Debian and Ubuntu: apt install python3-venv).' >&2; exit 1; }
+	@"$(PYTHON)" -m venv "$(VENV)"
+	@touch $@
+
+$(VENV)/.runtime-installed: $(VENV)/.created pyproject.toml constraints.txt
+	@echo 'Installing what captioning needs into $(VENV), once; PyTorch is a large download.'
+	@$(PIP_INSTALL) .
+	@touch $@
+
+$(VENV)/.dev-installed: $(VENV)/.created pyproject.toml constraints.txt
+	@echo 'Installing what the tests need into $(VENV), once; PyTorch is a large download.'
+	@$(PIP_INSTALL) '.[dev]'
+	@touch "$(VENV)/.runtime-installed" $@

@@ -1,0 +1,25 @@
+"""Show, Attend and Tell: an image captioner that is a transformers model."""
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+from .configuration_showattend import ShowAttendConfig
+from .image_processing_showattend import ShowAttendImageProcessor
+from .modeling_showattend import ShowAttendForConditionalGeneration
+from .processing_showattend import ShowAttendProcessor
+
+# Where this package is imported, the Auto classes take its code, and run none that comes with a checkpoint.
+AutoConfig.register("showattend", ShowAttendConfig)
+AutoModel.register(ShowAttendConfig, ShowAttendForConditionalGeneration)
+AutoModelForImageTextToText.register(ShowAttendConfig, ShowAttendForConditionalGeneration)
+AutoImageProcessor.register(
+    ShowAttendConfig,
+    image_processor_classes={"pil": ShowAttendImageProcessor, "torchvision": ShowAttendImageProcessor},
+)
+AutoProcessor.register(ShowAttendConfig, ShowAttendProcessor)
+
+__all__ = [
+    "ShowAttendConfig",
+    "ShowAttendForConditionalGeneration",
+    "ShowAttendImageProcessor",
+    "ShowAttendProcessor",
+]
