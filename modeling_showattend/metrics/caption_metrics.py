@@ -1,6 +1,6 @@
 """The caption metrics as a module for `evaluate`.
 
-    evaluate.load("modeling_showattend/metrics/caption_metrics.py").compute(predictions=[...], references=[[...], ...])
+evaluate.load("modeling_showattend/metrics/caption_metrics.py").compute(predictions=[...], references=[[...], ...])
 """
 
 import datasets

@@ -1,0 +1,132 @@
+"""The order of an epoch: which captions make up which batch, on how many processes it may be."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .features import FLIPPED, FeatureCache
+
+POOL = 50  # batches whose captions are sorted by length together: more waste less, fewer shuffle better
+
+
+@dataclass
+class Item:
+    """What is drawn at once: a photo and some of its captions (all of them when the encoder is trained as well)."""
+
+    photo: str  # digest
+    image_id: str
+    labels: list[list[int]]  # word pieces of each caption, [SEP] included
+
+    @property
+    def length(self) -> int:
+        return max(map(len, self.labels))
+
+
+@dataclass
+class Batch:
+    """The photos and captions of one process's forward pass."""
+
+    image_features: torch.Tensor  # float16 (photos, ...)
+    labels: torch.Tensor  # (photos * captions of each, steps), padded with -100
+    image_ids: list[str]
+
+
+def make_items(
+    photos: Sequence[str], image_ids: Sequence[str], labels: Sequence[list[list[int]]], captions_per_item: int
+) -> list[Item]:
+    """Share out each photo's captions among items of at most `captions_per_item`."""
+    return [
+        Item(photo, image_id, captions[start : start + captions_per_item])
+        for photo, image_id, captions in zip(photos, image_ids, labels, strict=True)
+        for start in range(0, len(captions), captions_per_item)
+    ]
+
+
+class Epoch:
+    """One pass over all items in an order that `seed` and `epoch` alone decide.
+
+    A step's batch is drawn for all processes together, and each takes its share of it: so two processes see what one
+    process with the doubled batch would, and a run that goes on in the middle sees what it has not seen yet. Captions
+    of like length stand together, as a batch takes as many steps as its longest.
+
+    Args:
+        items: What to draw from.
+        batch_size: Captions of one forward pass of one process.
+        micro_batches: Forward passes of one process whose gradients are added up before an optimizer step.
+        processes: How many processes share a step.
+        flip: Whether to show each photo mirrored half the time.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        batch_size: int,
+        micro_batches: int = 1,
+        processes: int = 1,
+        flip: bool = False,
+        seed: int = 0,
+        epoch: int = 0,
+    ) -> None:
+        random = np.random.default_rng((seed, epoch))
+        self.items = items
+        self.micro_batches = micro_batches
+        self.processes = processes
+        captions_per_item = max(len(item.labels) for item in items)
+        per_step = max(batch_size // captions_per_item, 1) * micro_batches * processes
+        order = random.permutation(len(items))
+        missing = -len(order) % per_step  # fill the last batch up from the beginning, so that all are equally large
+        order = np.concatenate([order, np.resize(order, missing)])
+        lengths = np.array([item.length for item in items])
+        steps = []
+        for start in range(0, len(order), POOL * per_step):
+            pool = order[start : start + POOL * per_step]
+            pool = pool[np.argsort(lengths[pool], kind="stable")]
+            steps += [pool[start : start + per_step] for start in range(0, len(pool), per_step)]
+        self.steps = [steps[number] for number in random.permutation(len(steps))]
+        self.flips = random.random(len(order)).reshape(len(steps), per_step) < 0.5
+        if not flip:
+            self.flips[:] = False
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def labels_of(self, step: int) -> int:
+        """How many labels the step has on all processes together: what its summed loss is divided by."""
+        return sum(len(labels) for number in self.steps[step] for labels in self.items[number].labels)
+
+    def share_of(self, step: int, process: int) -> Iterator[list[tuple[Item, bool]]]:
+        """The step's micro-batches for one process: items, and whether each is mirrored."""
+        drawn = list(zip([self.items[number] for number in self.steps[step]], self.flips[step], strict=True))
+        mine = drawn[process :: self.processes]
+        size = len(mine) // self.micro_batches
+        for start in range(0, len(mine), size):
+            yield mine[start : start + size]
+
+
+class StepDataset(torch.utils.data.Dataset[tuple[list[Batch], int]]):
+    """The steps of an epoch from `start` on, as one process sees them: its micro-batches and the number of labels."""
+
+    def __init__(self, epoch: Epoch, features: FeatureCache, process: int, start: int = 0) -> None:
+        self.epoch, self.features, self.process, self.start = epoch, features, process, start
+
+    def __len__(self) -> int:
+        return len(self.epoch) - self.start
+
+    def __getitem__(self, number: int) -> tuple[list[Batch], int]:
+        step = self.start + number
+        batches = [collate(drawn, self.features) for drawn in self.epoch.share_of(step, self.process)]
+        return batches, self.epoch.labels_of(step)
+
+
+def collate(drawn: Sequence[tuple[Item, bool]], features: FeatureCache) -> Batch:
+    """Features and padded labels; a photo with fewer captions than the others gets empty rows."""
+    image_features = features.get([item.photo + (FLIPPED if flipped else "") for item, flipped in drawn])
+    captions = max(len(item.labels) for item, _ in drawn)
+    steps = max(item.length for item, _ in drawn)
+    labels = torch.full((len(drawn), captions, steps), -100)
+    for row, (item, _) in enumerate(drawn):
+        for column, pieces in enumerate(item.labels):
+            labels[row, column, : len(pieces)] = torch.tensor(pieces)
+    return Batch(image_features, labels.flatten(0, 1), [item.image_id for item, _ in drawn])

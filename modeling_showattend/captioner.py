@@ -1,0 +1,34 @@
+"""A trained captioner, ready to use: what every script starts from."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoProcessor
+
+from .modeling_showattend import ShowAttendForConditionalGeneration
+from .processing_showattend import ShowAttendProcessor
+
+
+def load_captioner(
+    checkpoint: str | Path, dtype: torch.dtype = torch.float32
+) -> tuple[ShowAttendForConditionalGeneration, ShowAttendProcessor]:
+    """Load a model and its processor with this package's code; none that lies in the folder is run.
+
+    Args:
+        checkpoint: A folder that `save_pretrained` wrote, or a Hub id.
+        dtype: To compute in.
+
+    Raises:
+        OSError: If there is no captioner, or it is damaged.
+    """
+    if not Path(checkpoint).is_dir() and (Path(checkpoint).is_absolute() or str(checkpoint).count("/") != 1):
+        raise FileNotFoundError(f"There is no checkpoint folder {checkpoint}.")
+    try:
+        model = ShowAttendForConditionalGeneration.from_pretrained(checkpoint, dtype=dtype)
+        processor = AutoProcessor.from_pretrained(checkpoint)
+    except Exception as error:  # of a dozen types, from as many libraries
+        reason = " ".join(str(error).split())[:300]
+        raise OSError(f"{checkpoint} holds no captioner that can be loaded: {reason}") from error
+    if not isinstance(processor, ShowAttendProcessor):
+        raise OSError(f"{checkpoint} holds no captioner but a {type(processor).__name__}.")
+    return model.eval(), processor

@@ -1,0 +1,175 @@
+"""All settings of a training run, and the preset files that hold tried combinations of them."""
+
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+
+def _setting(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
+    return field(default=default, metadata={"help": help} | ({"choices": choices} if choices else {}))
+
+
+# Those of transformers that need no settings of their own.
+SCHEDULERS = (
+    *("reduce_lr_on_plateau", "constant", "constant_with_warmup"),
+    *("linear", "cosine", "polynomial", "inverse_sqrt"),
+)
+AT_LEAST_1 = (
+    *("max_train_samples", "epochs", "batch_size", "gradient_accumulation_steps", "captions_per_photo"),
+    *("samples_per_photo", "early_stopping_patience", "validation_num_beams", "checkpoint_every"),
+)
+AT_LEAST_0 = (
+    *("learning_rate", "encoder_learning_rate", "weight_decay", "max_grad_norm"),
+    *("plateau_patience", "warmup_steps", "num_workers"),
+)
+METRICS = ("loss", "token_accuracy", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider", "spice")
+
+
+@dataclass
+class Recipe:
+    """A training run. The defaults are the write-up's; a preset replaces them, and the command line replaces both."""
+
+    dataset: str = field(metadata={"help": "Folder or Hub id with photos and captions."})
+    output_dir: str = field(metadata={"help": "Folder for checkpoints, the best model, logs and samples."})
+    preset: str | None = _setting(None, "Name of a file in configs/ (original, tuned), or a YAML file of one's own.")
+
+    # Data
+    max_train_samples: int | None = _setting(None, "Train on this many photos only.")
+    tokenizer: str = _setting("bert-base-uncased", "Hub id, folder, or vocab.txt of a BERT tokenizer.")
+    prune_tokenizer: bool = _setting(False, "Keep only the word pieces that the training captions use.")
+    keep_final_stop: bool = _setting(True, "Keep the full stop that ends a caption.")
+    max_length: int = _setting(30, "Word pieces of a caption, [CLS] and [SEP] counted; longer ones are cut.")
+    flip: bool = _setting(False, "Show each photo mirrored half the time.")
+    cache_dir: str = _setting("~/.cache/showattend", "Folder for the features of the frozen encoder.")
+
+    # Model
+    init_from: str | None = _setting(None, "Start from this captioner (a folder or Hub id), with its tokenizer.")
+    encoder_name: str = _setting("resnet50", "torchvision ResNet: resnet18, 34, 50, 101 or 152.")
+    encoder_weights: str = _setting("IMAGENET1K_V1", "torchvision's name of weights, or a file with a state dict.")
+    stride_in_1x1: bool = _setting(False, "The weights are of the original ResNet, which strides in the 1x1.")
+    finetune_last_stages: int = _setting(0, "Train this many of the encoder's last stages.")
+    embed_size: int = _setting(300, "Length of a word piece's embedding.")
+    attention_dim: int = _setting(256, "Units of the attention's hidden layer.")
+    decoder_dim: int = _setting(512, "Units of the LSTM.")
+    dropout: float = _setting(0.5, "Dropout before the output layer.")
+    context_gate: bool = _setting(False, "Gate the context vector (section 4.2.1 of the paper).")
+    deep_output: bool = _setting(False, "Predict from state, context and last word (equation 7 of the paper).")
+    doubly_stochastic_penalty: float = _setting(0.0, "Weight of the attention penalty (equation 14 of the paper).")
+    label_smoothing: float = _setting(0.0, "Share of the target probability spread over the vocabulary.")
+
+    # Optimisation
+    objective: str = _setting(
+        "cross_entropy",
+        "cross_entropy, or self_critical: raise the CIDEr-D of sampled captions (with --init-from).",
+        choices=("cross_entropy", "self_critical"),
+    )
+    samples_per_photo: int = _setting(5, "Captions that self-critical training samples of each photo.")
+    baseline: str = _setting(
+        "greedy",
+        "What a sample's reward is compared with: the greedy caption's, or the mean of the other samples'.",
+        choices=("greedy", "samples"),
+    )
+    epochs: int = _setting(100, "Passes over the training captions.")
+    batch_size: int = _setting(32, "Captions in a forward pass of one process.")
+    gradient_accumulation_steps: int = _setting(1, "Forward passes of one process before an optimizer step.")
+    captions_per_photo: int = _setting(1, "Captions of a photo that stand in one batch: 5 save work on the encoder.")
+    learning_rate: float = _setting(3e-4, "Adam's learning rate of the decoder.")
+    encoder_learning_rate: float = _setting(1e-4, "And of the encoder's stages that are trained.")
+    lr_scheduler: str = _setting("reduce_lr_on_plateau", "A scheduler of transformers.", choices=SCHEDULERS)
+    plateau_factor: float = _setting(0.1, "reduce_lr_on_plateau: the learning rate is multiplied by this ...")
+    plateau_patience: int = _setting(5, "... after this many epochs without a lower validation loss.")
+    warmup_steps: int = _setting(0, "Optimizer steps in which the learning rate rises from 0 (not on a plateau).")
+    weight_decay: float = _setting(0.0, "AdamW's weight decay (0: Adam).")
+    max_grad_norm: float = _setting(0.0, "Clip the gradient to this norm (0: do not).")
+    mixed_precision: str | None = _setting(
+        None, "By default what accelerate is configured for.", choices=("no", "fp16", "bf16")
+    )
+    seed: int = _setting(42, "Of the initial weights, the order of the captions and the dropout.")
+    num_workers: int = _setting(0, "Processes that read features ahead.")
+
+    # Validation, checkpoints, logs
+    metric: str = _setting("loss", "The validation metric that decides which epoch is best.", choices=METRICS)
+    early_stopping_patience: int | None = _setting(None, "Stop after this many epochs without a better metric.")
+    validation_num_beams: int = _setting(1, "Beams of the captions that are scored after each epoch.")
+    checkpoint_every: int = _setting(500, "Optimizer steps from one checkpoint to the next.")
+    report_to: str = _setting("tensorboard", "accelerate's tracker: tensorboard, wandb, trackio, ... or none.")
+
+    def __post_init__(self) -> None:
+        for names, least in ((AT_LEAST_1, 1), (AT_LEAST_0, 0)):
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not value >= least:  # so that a NaN is not, either
+                    raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, not {value}.")
+        if not 0 < self.plateau_factor < 1:
+            raise ValueError(f"--plateau-factor must lie between 0 and 1, not be {self.plateau_factor}.")
+        if self.warmup_steps and self.lr_scheduler in ("reduce_lr_on_plateau", "constant"):
+            raise ValueError(f"--lr-scheduler {self.lr_scheduler} has no warm-up: leave --warmup-steps at 0.")
+        if self.max_length < 3:
+            raise ValueError(f"--max-length must be at least 3 ([CLS], a piece and [SEP]), not {self.max_length}.")
+        if self.objective == "self_critical" and self.init_from is None:
+            raise ValueError("--objective self_critical is a second phase: name its start with --init-from.")
+        if self.baseline == "samples" and self.samples_per_photo < 2:
+            raise ValueError("--baseline samples needs --samples-per-photo of at least 2.")
+
+
+def parse_recipe(arguments: Sequence[str], presets: Path) -> Recipe:
+    """Read a command line.
+
+    Args:
+        arguments: As in `sys.argv[1:]`.
+        presets: The folder where `--preset NAME` looks for NAME.yaml.
+
+    Raises:
+        ValueError: If an argument is unknown, missing or of the wrong type, or there is no such preset, or it holds
+            an unknown setting or one of the wrong type.
+    """
+    description = "Train a Show, Attend and Tell captioner."
+    parser = _Parser(Recipe, description=description, allow_abbrev=False)  # type: ignore[arg-type]
+    preset_parser = _PlainParser(add_help=False, allow_abbrev=False)
+    preset_parser.add_argument("--preset")
+    preset = preset_parser.parse_known_args(arguments)[0].preset
+    first = [] if preset is None else _preset_arguments(preset, presets, parser)
+    # The last of two equal options counts: the command line's.
+    recipe, unknown = parser.parse_args_into_dataclasses(
+        [*first, *arguments], return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        raise ValueError(f"unknown arguments: {' '.join(unknown)}")
+    return recipe
+
+
+class _PlainParser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)  # and not a page of usage
+
+
+class _Parser(_PlainParser, HfArgumentParser):
+    pass
+
+
+def _preset_arguments(preset: str, presets: Path, parser: _Parser) -> list[str]:
+    """A preset as the command line that would give the same settings, so that both are read alike."""
+    path = Path(preset) if Path(preset).suffix in (".yaml", ".yml") else presets / f"{preset}.yaml"
+    known = sorted(file.stem for file in presets.glob("*.yaml") if "accelerate" not in file.stem)
+    if not path.is_file():
+        raise ValueError(f"There is no preset {path}: name one of {', '.join(known)}, or a YAML file.")
+    try:
+        settings = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} must hold lines like `batch_size: 32`, not a {type(settings).__name__}.")
+    unknown = {str(name) for name in settings} - {setting.name for setting in fields(Recipe)}
+    if unknown:
+        raise ValueError(f"{path} holds unknown settings: {', '.join(sorted(unknown))}.")
+    arguments = [f"--{name}={value}" for name, value in settings.items() if value is not None]
+    try:
+        parser.parse_known_args(["--dataset=", "--output_dir=", *arguments])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}.") from error
+    return arguments

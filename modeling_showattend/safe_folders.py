@@ -1,0 +1,47 @@
+"""Folders that are never half-written: a new version is written beside the old one and then takes its place."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from accelerate import PartialState
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder for all processes to write into; on success it becomes `folder`, on failure it goes.
+
+    Raises:
+        OSError: If the new version cannot be written, a full disk for example. The old version stays.
+    """
+    state = PartialState()
+    temporary = folder.with_name(folder.name + ".new")
+    previous = folder.with_name(folder.name + ".old")
+    try:
+        if state.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        state.wait_for_everyone()
+        yield temporary
+    except Exception as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(f"{folder} could not be written ({error}); its last complete version is intact.") from error
+    state.wait_for_everyone()
+    if state.is_main_process:
+        shutil.rmtree(previous, ignore_errors=True)
+        if folder.exists():
+            folder.rename(previous)
+        temporary.rename(folder)
+        shutil.rmtree(previous, ignore_errors=True)
+    state.wait_for_everyone()
+
+
+def recover(folder: Path) -> bool:
+    """Finish what a kill interrupted in [`replacing`], and say whether there is a complete `folder`."""
+    state = PartialState()
+    previous = folder.with_name(folder.name + ".old")
+    if state.is_main_process and not folder.exists() and previous.exists():
+        previous.rename(folder)
+    state.wait_for_everyone()
+    return folder.exists()
