@@ -4,8 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
-from transformers.processing_utils import TextKwargs
+from transformers import BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin, TensorType
 
 IGNORED = -100  # the label that the loss leaves out
 
@@ -24,8 +23,6 @@ class ShowAttendProcessor(ProcessorMixin):
         tokenizer: A `BertTokenizer`; captions start with its `[CLS]` and end with its `[SEP]`.
     """
 
-    text_kwargs = TextKwargs(padding=True, max_length=30)
-
     def __init__(self, image_processor: BaseImageProcessor, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(image_processor, tokenizer)
 
@@ -34,6 +31,9 @@ class ShowAttendProcessor(ProcessorMixin):
         images: Any = None,
         text: str | Sequence[str] | None = None,
         text_target: str | Sequence[str] | None = None,
+        max_length: int = 30,
+        padding: bool | str = True,
+        return_tensors: str | TensorType | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Prepares a batch; every output has the batch as its first dimension, also for a single photo.
@@ -43,8 +43,10 @@ class ShowAttendProcessor(ProcessorMixin):
             text: How the captions are to begin, for `generate`: one prefix for all photos or one each. An empty
                 prefix gives `[CLS]` alone.
             text_target: The captions to learn, one for each photo.
-            kwargs: Options of the image processor; `return_tensors`; and for the captions `max_length`, the number of
-                word pieces kept, `[CLS]` and `[SEP]` counted (default 30), and `padding` (default: to the longest).
+            max_length: How many word pieces of a caption to learn are kept, `[CLS]` and `[SEP]` counted.
+            padding: How the captions to learn are padded: to the longest, or `"max_length"`.
+            return_tensors: `"pt"`, `"np"`, or None for lists.
+            kwargs: Options of the image processor.
 
         Returns:
             BatchFeature with, of what was asked for,
@@ -60,19 +62,18 @@ class ShowAttendProcessor(ProcessorMixin):
         """
         if images is None and text is None and text_target is None:
             raise ValueError("give the processor at least one of images, text and text_target")
-        options = self._merge_kwargs(**kwargs)
         data: dict[str, Any] = {}
         n_images = None
         if images is not None:
-            data.update(self.image_processor(images, **options["images_kwargs"]))
+            data.update(self.image_processor(images, **kwargs))
             n_images = len(data["pixel_values"])
         if text is not None:
             if isinstance(text, str):
                 text = [text] * (n_images or 1)
             data["decoder_input_ids"] = self._prefix_ids(_checked(text, "text", n_images))
         if text_target is not None:
-            data["labels"] = self._labels(_checked(text_target, "text_target", n_images), options["text_kwargs"])
-        return BatchFeature(data, tensor_type=options["text_kwargs"].get("return_tensors"))
+            data["labels"] = self._labels(_checked(text_target, "text_target", n_images), max_length, padding)
+        return BatchFeature(data, tensor_type=return_tensors)
 
     def _prefix_ids(self, prefixes: list[str]) -> list[list[int]]:
         # split_special_tokens: a "[SEP]" typed in a text is text.
@@ -85,13 +86,13 @@ class ShowAttendProcessor(ProcessorMixin):
             )
         return [[self.tokenizer.cls_token_id, *ids] for ids in encoded["input_ids"]]
 
-    def _labels(self, captions: list[str], options: dict[str, Any]) -> list[list[int]]:
+    def _labels(self, captions: list[str], max_length: int, padding: bool | str) -> list[list[int]]:
         encoded = self.tokenizer(
             captions,
-            padding=options["padding"],
+            padding=padding,
             padding_side="right",
             truncation=True,
-            max_length=options["max_length"],
+            max_length=max_length,
             return_attention_mask=True,
             split_special_tokens=True,
         )

@@ -5,13 +5,13 @@ import sys
 
 from transformers.utils import logging
 
-from modeling_showattend.captioner import load_captioner
+from modeling_showattend.captioner import DEFAULT_CHECKPOINT, load_captioner
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Caption photos.")
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="file or URL")
-    parser.add_argument("--checkpoint", default="checkpoints/showattend-resnet50-flickr8k", help="folder or Hub id")
+    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="folder or Hub id")
     parser.add_argument("--num-beams", "--num_beams", type=int, help="1: greedy search; default: the checkpoint's")
     options = parser.parse_args()
     logging.disable_progress_bar()

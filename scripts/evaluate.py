@@ -5,13 +5,14 @@ import json
 import sys
 from pathlib import Path
 
+from modeling_showattend.captioner import DEFAULT_CHECKPOINT
 from modeling_showattend.evaluation import evaluate_checkpoint
 from modeling_showattend.model_card import add_evaluation
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Caption a split of a dataset and score the captions.")
-    parser.add_argument("--checkpoint", default="checkpoints/showattend-resnet50-flickr8k", help="folder or Hub id")
+    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="folder or Hub id")
     parser.add_argument("--dataset", required=True, help="folder or Hub id")
     parser.add_argument("--output-dir", "--output_dir", required=True, help="for captions.json and figures.json")
     parser.add_argument("--split", default="validation", choices=["train", "validation", "test"])

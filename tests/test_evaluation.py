@@ -121,6 +121,13 @@ def test_caption_script(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
     assert str(broken) in errors[0]
     assert "missing.jpg" in errors[1]
 
+    default = subprocess.run(
+        [sys.executable, script, photo], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert default.returncode == 2
+    assert default.stderr.startswith("error: There is no checkpoints/showattend-resnet50-flickr8k here: name")
+    assert len(default.stderr.splitlines()) == 1
+
     nowhere = run(script, "--checkpoint", tmp_path / "nowhere", photo)
     assert (nowhere.returncode, nowhere.stdout) == (2, "")
     assert nowhere.stderr == f"error: There is no checkpoint folder {tmp_path / 'nowhere'}.\n"
