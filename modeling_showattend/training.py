@@ -94,10 +94,10 @@ def train(recipe: Recipe) -> Path:
     cache.build(train_set, flipped=recipe.flip)
     cache.build(validation_set)
     train_photos, validation_photos = photo_digests(train_set), photo_digests(validation_set)
-    items = make_items(train_photos, train_set["image_id"], train_labels, recipe.captions_per_photo)
-    validation_items = make_items(
-        validation_photos, validation_set["image_id"], caption_labels(validation_set, processor, recipe), 1
-    )
+    validation_labels = caption_labels(validation_set, processor, recipe)
+    together = recipe.captions_per_photo
+    items = make_items(train_photos, train_set["image_id"], train_labels, together)
+    validation_items = make_items(validation_photos, validation_set["image_id"], validation_labels, together)
     reward = None
     if recipe.objective == "self_critical":
         reward = CiderDReward({row["image_id"]: row["captions"] for row in train_set.remove_columns("image")})
@@ -223,7 +223,7 @@ def train(recipe: Recipe) -> Path:
 
         # 5. Validation.
         figures: dict[str, Any] = {"train_loss": progress.loss / len(order)}
-        figures |= validation_loss(model, validation_items, cache, accelerator, recipe.batch_size)
+        figures |= validation_loss(model, validation_items, cache, accelerator, max(recipe.batch_size // together, 1))
         captions = caption_photos(
             model,
             processor,
