@@ -168,7 +168,8 @@ def train(recipe: Recipe) -> Path:
             desc=f"epoch {progress.epoch + 1}/{recipe.epochs}",
             disable=not accelerator.is_local_main_process,
         )
-        wrapped.train()
+        # A sampled caption's gradient must be that of the distribution it was drawn from, which knows no dropout.
+        wrapped.train(reward is None)
         for batches, labels in loader:
             step_loss = torch.zeros((), device=accelerator.device)
             for number, batch in enumerate(batches, start=1):

@@ -27,6 +27,7 @@ import modeling_showattend.training as training
 from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
 from modeling_showattend.metrics.ptb import find_java
 from modeling_showattend.safe_folders import recover, replacing
+from modeling_showattend.self_critical import policy_gradient_loss, sample_captions
 
 TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py")]
 CAPTION_SCORES = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"]
@@ -374,6 +375,30 @@ def test_self_critical_phase(folder: Path, tmp_path: Path, overfitted: Path) -> 
     assert 0 < rewards[0] < 10
     assert rewards[-1] > rewards[0] + 0.1
     assert captions_with_auto_classes(tmp_path / "run" / "best", folder)
+
+
+def test_self_critical_gradients_know_no_dropout(
+    folder: Path, tmp_path: Path, overfitted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor do the samples: with dropout in one of the two, a baseline other than zero leads the gradient astray."""
+    drawn_twice: list[bool] = []
+
+    def compare(logits: torch.Tensor, labels: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
+        again = model[0](image_features=batch[0].image_features, labels=labels).logits
+        drawn_twice.append(torch.allclose(logits, again, atol=1e-5))
+        return policy_gradient_loss(logits, labels, advantages)
+
+    def remember(captioner: ShowAttendForConditionalGeneration, processor: Any, photos: Any, *rest: Any) -> Any:
+        model[:], batch[:] = [captioner], [photos]
+        return sample_captions(captioner, processor, photos, *rest)
+
+    model: list[ShowAttendForConditionalGeneration] = []
+    batch: list[Any] = []
+    monkeypatch.setattr(training, "policy_gradient_loss", compare)
+    monkeypatch.setattr(training, "sample_captions", remember)
+    start: dict[str, Any] = dict(objective="self_critical", init_from=str(overfitted / "best"), captions_per_photo=5)
+    train(folder, tmp_path / "run", dropout=0.5, batch_size=10, **start)
+    assert drawn_twice and all(drawn_twice)
 
 
 # --- what is refused before any training ---
