@@ -1,6 +1,7 @@
 """A trained captioner, ready to use: what every script starts from."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoProcessor
@@ -12,13 +13,14 @@ DEFAULT_CHECKPOINT = "checkpoints/showattend-resnet50-flickr8k"
 
 
 def load_captioner(
-    checkpoint: str | Path, dtype: torch.dtype = torch.float32
+    checkpoint: str | Path, dtype: torch.dtype = torch.float32, **config: Any
 ) -> tuple[ShowAttendForConditionalGeneration, ShowAttendProcessor]:
     """Load a model and its processor with this package's code; none that lies in the folder is run.
 
     Args:
         checkpoint: A folder that `save_pretrained` wrote, or a Hub id.
         dtype: To compute in.
+        config: Fields of the model's config that are to differ from what was saved.
 
     Raises:
         OSError: If there is no captioner, or it is damaged.
@@ -31,7 +33,7 @@ def load_captioner(
     if not Path(checkpoint).is_dir() and (Path(checkpoint).is_absolute() or str(checkpoint).count("/") != 1):
         raise FileNotFoundError(f"There is no checkpoint folder {checkpoint}.")
     try:
-        model = ShowAttendForConditionalGeneration.from_pretrained(checkpoint, dtype=dtype)
+        model = ShowAttendForConditionalGeneration.from_pretrained(checkpoint, dtype=dtype, **config)
         processor = AutoProcessor.from_pretrained(checkpoint)
     except Exception as error:  # of a dozen types, from as many libraries
         reason = " ".join(str(error).split())[:300]

@@ -52,13 +52,16 @@ class FeatureCache:
         self.rows: dict[str, int] = {}
         self.features: np.memmap | None = None
 
-    def build(self, photos: Dataset, flipped: bool = False, batch_size: int = 32) -> None:
+    def build(self, photos: Dataset, flipped: bool = False, batch_size: int = 32) -> list[str]:
         """Compute the rows that are missing, shared out among all processes; go on where an earlier run stopped.
 
         Args:
             photos: A dataset with an `image` column.
             flipped: Whether to keep the features of the mirrored photos as well.
             batch_size: Photos that the encoder sees at once.
+
+        Returns:
+            Each photo's key for [`get`], in the dataset's order.
 
         Raises:
             OSError: If the disk has no room for the features or the folder cannot be written.
@@ -103,6 +106,7 @@ class FeatureCache:
         progress.close()
         state.wait_for_everyone()
         self.features = np.memmap(self.folder / "features.float16", np.float16, "r", shape=size)
+        return digests
 
     def get(self, keys: Sequence[str]) -> torch.Tensor:
         """The rows of photos by digest (with [`FLIPPED`] appended: mirrored), float16, valid as `image_features`."""

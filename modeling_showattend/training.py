@@ -16,13 +16,14 @@ from accelerate.utils import broadcast_object_list, set_seed
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoProcessor, BertTokenizer, get_scheduler
+from transformers import BertTokenizer, get_scheduler
 
 from .batches import Epoch, StepDataset, make_items
+from .captioner import load_captioner
 from .configuration_showattend import ShowAttendConfig
 from .data import load_captions
 from .evaluation import caption_photos, validation_loss
-from .features import FeatureCache, photo_digests
+from .features import FeatureCache
 from .figures import plot_curves, plot_samples
 from .image_processing_showattend import ShowAttendImageProcessor, load_image
 from .metrics import CiderDReward, score_captions
@@ -91,9 +92,8 @@ def train(recipe: Recipe) -> Path:
     # 2. Features of the frozen encoder, computed once.
     model.to(accelerator.device)
     cache = FeatureCache(Path(recipe.cache_dir).expanduser(), model.encoder, processor.image_processor)
-    cache.build(train_set, flipped=recipe.flip)
-    cache.build(validation_set)
-    train_photos, validation_photos = photo_digests(train_set), photo_digests(validation_set)
+    train_photos = cache.build(train_set, flipped=recipe.flip)
+    validation_photos = cache.build(validation_set)
     validation_labels = caption_labels(validation_set, processor, recipe)
     together = recipe.captions_per_photo
     items = make_items(train_photos, train_set["image_id"], train_labels, together)
@@ -271,8 +271,8 @@ def check_output_folder(output: Path, run: dict[str, Any]) -> None:
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
-        (output / "recipe.json").with_suffix(".test").write_text("")
-        (output / "recipe.json").with_suffix(".test").unlink()
+        (output / "recipe.test").write_text("")
+        (output / "recipe.test").unlink()
     except OSError as error:
         raise OSError(f"--output-dir {output} cannot be written: {error.strerror or error}.") from error
     needed, free = 2e9, shutil.disk_usage(output).free  # two checkpoints and two models at once, with their optimizer
@@ -308,10 +308,7 @@ def build_model(recipe: Recipe, train_set: Dataset) -> tuple[ShowAttendForCondit
         "finetune_last_stages": recipe.finetune_last_stages,
     }
     if recipe.init_from is not None:
-        config = ShowAttendConfig.from_pretrained(recipe.init_from, **regularisers)
-        model = ShowAttendForConditionalGeneration.from_pretrained(recipe.init_from, config=config, dtype=torch.float32)
-        processor = AutoProcessor.from_pretrained(recipe.init_from, trust_remote_code=False)
-        return model, processor
+        return load_captioner(recipe.init_from, **regularisers)
     tokenizer: BertTokenizer = load_tokenizer(recipe.tokenizer)
     if recipe.prune_tokenizer:
         captions = (caption for captions in train_set["captions"] for caption in captions)
