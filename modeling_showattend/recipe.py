@@ -85,6 +85,7 @@ class Recipe:
     plateau_patience: int = _setting(5, "... after this many epochs without a lower validation loss.")
     warmup_steps: int = _setting(0, "Optimizer steps in which the learning rate rises from 0 (not on a plateau).")
     weight_decay: float = _setting(0.0, "AdamW's weight decay (0: Adam).")
+    average_decay: float = _setting(0.0, "Judge and keep a running average of the weights with this decay (0: do not).")
     max_grad_norm: float = _setting(0.0, "Clip the gradient to this norm (0: do not).")
     mixed_precision: str | None = _setting(
         None, "By default what accelerate is configured for.", choices=("no", "fp16", "bf16")
@@ -109,6 +110,8 @@ class Recipe:
             raise ValueError(f"--plateau-factor must lie between 0 and 1, not be {self.plateau_factor}.")
         if self.warmup_steps and self.lr_scheduler in ("reduce_lr_on_plateau", "constant"):
             raise ValueError(f"--lr-scheduler {self.lr_scheduler} has no warm-up: leave --warmup-steps at 0.")
+        if not 0 <= self.average_decay < 1:
+            raise ValueError(f"--average-decay must be at least 0 and less than 1, not {self.average_decay}.")
         if self.max_length < 3:
             raise ValueError(f"--max-length must be at least 3 ([CLS], a piece and [SEP]), not {self.max_length}.")
         if self.objective == "self_critical" and self.init_from is None:

@@ -1,5 +1,6 @@
 """The training loop, from captions and photos to the best model, in the order in which it happens."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -136,8 +137,11 @@ def train(recipe: Recipe) -> Path:
             dict(factor=recipe.plateau_factor, patience=recipe.plateau_patience) if on_plateau else None
         ),
     )
+    averaged = copy.deepcopy(model) if recipe.average_decay else None
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(scheduler)
+    if averaged is not None:
+        accelerator.register_for_checkpointing(averaged)
     accelerator.init_trackers("showattend", config={k: str(v) for k, v in dataclasses.asdict(recipe).items()})
     progress = Progress()
     checkpoint = output / "checkpoint"
@@ -206,6 +210,10 @@ def train(recipe: Recipe) -> Path:
             optimizer.zero_grad()
             if not on_plateau:
                 scheduler.step()
+            if averaged is not None:
+                # The beginning weighs less: an average of the first steps would drag the initial weights along.
+                steps_so_far = progress.total_steps + 1
+                move_average(averaged, model, min(recipe.average_decay, steps_so_far / (steps_so_far + 10)))
 
             step_loss = accelerator.reduce(step_loss, "sum" if reward is None else "mean").item()
             progress.step += 1
@@ -223,10 +231,11 @@ def train(recipe: Recipe) -> Path:
         bar.close()
 
         # 5. Validation.
+        judged = model if averaged is None else averaged
         figures: dict[str, Any] = {"train_loss": progress.loss / len(order)}
-        figures |= validation_loss(model, validation_items, cache, accelerator, max(recipe.batch_size // together, 1))
+        figures |= validation_loss(judged, validation_items, cache, accelerator, max(recipe.batch_size // together, 1))
         captions = caption_photos(
-            model,
+            judged,
             processor,
             validation_set["image_id"],
             lambda rows: {"image_features": cache.get([validation_photos[row] for row in rows])},
@@ -252,7 +261,7 @@ def train(recipe: Recipe) -> Path:
             progress.best, progress.epochs_without_improvement = score, 0
             with replacing(output / "best") as folder:
                 if accelerator.is_main_process:
-                    model.save_pretrained(folder)
+                    judged.save_pretrained(folder)
                     processor.save_pretrained(folder)
         else:
             progress.epochs_without_improvement += 1
@@ -289,6 +298,13 @@ def check_output_folder(output: Path, run: dict[str, Any]) -> None:
                 f"{output} holds a run with another {', '.join(changed)}: go on with its settings, or name another "
                 "--output-dir."
             )
+
+
+@torch.no_grad()
+def move_average(averaged: torch.nn.Module, model: torch.nn.Module, decay: float) -> None:
+    """Keep `decay` of the averaged weights and take the rest from the model; only trained weights move."""
+    trained = [pair for pair in zip(averaged.parameters(), model.parameters(), strict=True) if pair[1].requires_grad]
+    torch._foreach_lerp_([old for old, _ in trained], [new for _, new in trained], 1 - decay)
 
 
 def check_metric(name: str) -> None:

@@ -85,7 +85,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 # --- the script, from end to end ---
 
-ORIGINAL = dict(preset="original", epochs=2, dropout=None, checkpoint_every=2)
+ORIGINAL = dict(preset="original", epochs=2, dropout=None, checkpoint_every=2, average_decay=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -363,6 +363,29 @@ def test_best_is_the_model_of_the_best_epoch(folder: Path, tmp_path: Path) -> No
     last = last_weights(tmp_path / "run")
     assert not torch.equal(best["decoder.fcn.weight"], last["decoder.fcn.weight"])
     assert log[1]["loss"] > log[0]["loss"]
+
+
+def test_average_of_the_weights(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[torch.Tensor] = []
+    decays: list[float] = []
+
+    def recording(averaged: ShowAttendForConditionalGeneration, model: Any, decay: float) -> None:
+        if not steps:
+            steps.append(averaged.decoder.fcn.weight.detach().clone())  # the initial weights
+        steps.append(model.decoder.fcn.weight.detach().clone())
+        decays.append(decay)
+        move_average(averaged, model, decay)
+
+    move_average = training.move_average
+    monkeypatch.setattr(training, "move_average", recording)
+    train(folder, tmp_path / "run", average_decay=0.2, batch_size=20, learning_rate=1e-2)
+    assert decays == [1 / 11, 2 / 12, 0.2]
+    expected = steps[0]
+    for weights, decay in zip(steps[1:], decays, strict=True):
+        expected = decay * expected + (1 - decay) * weights
+    best = load_file(tmp_path / "run" / "best" / "model.safetensors")["decoder.fcn.weight"]
+    assert torch.allclose(best, expected, atol=1e-6)
+    assert not torch.allclose(best, last_weights(tmp_path / "run")["decoder.fcn.weight"], atol=1e-4)
 
 
 def test_self_critical_phase(folder: Path, tmp_path: Path, overfitted: Path) -> None:
