@@ -3,11 +3,19 @@
 PYTHON ?= python3
 VENV ?= .venv
 CHECKPOINT ?= checkpoints/showattend-resnet50-flickr8k
+RUNS ?= runs/checkpoint
+TOKENIZER ?= bert-base-uncased
 # The recipe reads these two from its environment, so that a path may hold spaces and quotes.
 export IMAGE CHECKPOINT
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP_INSTALL = "$(VENV)/bin/python" -m pip install -c constraints.txt -e
+
+ifneq ($(filter checkpoint,$(MAKECMDGOALS)),)
+ifeq ($(strip $(DATASET)),)
+$(error usage: make checkpoint DATASET=flickr8k/ [CHECKPOINT=folder] [TOKENIZER=vocab.txt])
+endif
+endif
 
 ifneq ($(filter caption,$(MAKECMDGOALS)),)
 ifeq ($(strip $(IMAGE)),)
@@ -15,10 +23,11 @@ $(error usage: make caption IMAGE=path/to/photo.jpg [CHECKPOINT=folder])
 endif
 endif
 
-.PHONY: help caption test check
+.PHONY: help caption checkpoint test check
 
 help:
 	@echo 'make caption IMAGE=photo.jpg   caption a photo (CHECKPOINT=folder chooses another model)'
+	@echo 'make checkpoint DATASET=folder train the captioner in checkpoints/ again (CHECKPOINT=folder: elsewhere)'
 	@echo 'make test                      run the tests'
 	@echo 'make check                     lint, check the formatting and the types'
 	@echo 'make help                      list the targets'
@@ -26,6 +35,18 @@ help:
 
 caption: $(VENV)/.runtime-installed
 	@"$(VENV)/bin/python" scripts/caption.py --checkpoint "$$CHECKPOINT" "$$IMAGE"
+
+# Three phases, each from the best epoch of the one before; a phase that is complete is gone through in seconds.
+TRAIN = "$(VENV)/bin/accelerate" launch scripts/train.py --dataset "$(DATASET)"
+checkpoint: $(VENV)/.dev-installed
+	test -e "$(RUNS)/resnet50.safetensors" || \
+	"$(VENV)/bin/python" scripts/fetch_original_resnet50.py "$(RUNS)/resnet50.safetensors"
+	$(TRAIN) --output-dir "$(RUNS)/1" --preset frozen --tokenizer "$(TOKENIZER)" \
+		--encoder-weights "$(RUNS)/resnet50.safetensors" --stride-in-1x1 true
+	$(TRAIN) --output-dir "$(RUNS)/2" --preset finetune --init-from "$(RUNS)/1/best"
+	$(TRAIN) --output-dir "$(RUNS)/3" --preset self_critical --init-from "$(RUNS)/2/best"
+	"$(VENV)/bin/python" scripts/mix_checkpoints.py "$(RUNS)/2/best" "$(RUNS)/3/best" 0.25 "$(RUNS)/mixed"
+	"$(VENV)/bin/python" scripts/pack_checkpoint.py "$(RUNS)/mixed" "$(CHECKPOINT)" --num-beams 5
 
 test: $(VENV)/.dev-installed
 	@"$(VENV)/bin/python" -m pytest -n 2 --dist loadfile

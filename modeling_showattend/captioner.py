@@ -33,11 +33,17 @@ def load_captioner(
     if not Path(checkpoint).is_dir() and (Path(checkpoint).is_absolute() or str(checkpoint).count("/") != 1):
         raise FileNotFoundError(f"There is no checkpoint folder {checkpoint}.")
     try:
-        model = ShowAttendForConditionalGeneration.from_pretrained(checkpoint, dtype=dtype, **config)
+        model, report = ShowAttendForConditionalGeneration.from_pretrained(
+            checkpoint, dtype=dtype, output_loading_info=True, **config
+        )
+        if odd := sorted(report["missing_keys"] | report["unexpected_keys"]):
+            raise ValueError(f"its weights are not those of its config, which differ in {', '.join(odd[:3])}.")
         processor = AutoProcessor.from_pretrained(checkpoint)
     except Exception as error:  # of a dozen types, from as many libraries
         reason = " ".join(str(error).split())[:300]
-        raise OSError(f"{checkpoint} holds no captioner that can be loaded: {reason}") from error
+        local = Path(checkpoint).is_dir()
+        failure = "holds no captioner that can be loaded" if local else "could not be loaded from the Hub"
+        raise OSError(f"{checkpoint} {failure}: {reason}") from error
     if not isinstance(processor, ShowAttendProcessor):
         raise OSError(f"{checkpoint} holds no captioner but a {type(processor).__name__}.")
     return model.eval(), processor

@@ -98,8 +98,8 @@ def evaluate_checkpoint(
         generation: Settings of `generate`; what is left out is as the checkpoint's generation config says.
 
     Returns:
-        `metrics`, the corpus scores times 100; `statistics` of the captions; and what was evaluated, and how. Empty
-        on other processes than the main one.
+        `metrics`, the corpus scores times 100; `statistics` of the captions; and what was evaluated (of a folder the
+        name), and how. Empty on other processes than the main one.
 
     Raises:
         ValueError: If the dataset lacks the split.
@@ -113,6 +113,9 @@ def evaluate_checkpoint(
         raise OSError(f"--output-dir {output} cannot be written: {error.strerror}.") from error
     model, processor = load_captioner(checkpoint)
     model.to(accelerator.device)
+    # The checkpoint's own settings, for the figures must say how the captions were searched for.
+    own = {name: getattr(model.generation_config, name, None) for name in ("num_beams", "length_penalty")}
+    generation = {"num_beams": 1} | {name: value for name, value in own.items() if value is not None} | generation
     with accelerator.main_process_first():
         splits = load_captions(dataset)
     if split not in splits:
@@ -132,7 +135,7 @@ def evaluate_checkpoint(
     references = dict(zip(photos["image_id"], photos["captions"], strict=True))
     figures = {
         "checkpoint": checkpoint,
-        "dataset": dataset,
+        "dataset": Path(dataset).resolve().name if Path(dataset).exists() else dataset,
         "split": split,
         "photos": len(captions),
         "generation": generation,

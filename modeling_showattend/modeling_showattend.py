@@ -98,7 +98,9 @@ class ShowAttendEncoder(nn.Module):
             image_features = self.frozen_features(pixel_values.to(dtype))
         assert image_features is not None
         if image_features.ndim == 4:
-            image_features = _to_grid(self.finetuned(image_features.to(dtype)))
+            # Batches of maps come from training, whose convolutions are faster with the channels last.
+            maps = image_features.to(dtype).contiguous(memory_format=torch.channels_last)
+            image_features = _to_grid(self.finetuned(maps))
         if image_features.ndim != 3 or image_features.shape[-1] != self.config.encoder_dim:
             raise ValueError(
                 f"image_features must be (batch, positions, {self.config.encoder_dim}), "
@@ -181,7 +183,7 @@ class ShowAttendDecoder(nn.Module):
         # Autocast would cast the features again at every step.
         features = features.to(product_dtype(self.fcn.weight))
         captions, steps = input_ids.shape
-        if captions % len(features):
+        if captions % features.shape[0]:  # not len(), which would fix their number in an exported graph
             raise ValueError(f"{captions} captions cannot be shared out evenly among {len(features)} images.")
         if cache is not None and cache.get_seq_length() > 0:
             keys, h, c = cache.attention_keys, *cache.state
@@ -288,6 +290,24 @@ class ShowAttendPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ["image", "text"]
     _no_split_modules = ["ShowAttendEncoder", "ShowAttendDecoder"]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, but weights are read from safetensors alone: a pickle can run code when it is loaded.
+
+        Raises:
+            OSError: If there are none, or they could not be downloaded.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs | {"use_safetensors": True})
+        except OSError as error:
+            if "model.safetensors" in str(error):
+                reason = "has no model.safetensors, and other weights are not read, because a pickle can run code"
+            elif error.__cause__ is not None and not isinstance(error.__cause__, OSError):
+                reason = f"could not be downloaded ({error.__cause__}): try again"
+            else:
+                raise
+            raise OSError(f"{pretrained_model_name_or_path} {reason}.") from error
 
     def _init_weights(self, module: nn.Module) -> None:
         # torch's own initialisation, as in the write-up; transformers has guarded its functions, so that weights

@@ -5,14 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard
 from tiny_flickr import ROOT, environment, make_folder
 
 from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
 from modeling_showattend.captioner import load_captioner
 from modeling_showattend.evaluation import evaluate_checkpoint
 from modeling_showattend.metrics import caption_statistics, score_captions
-from modeling_showattend.model_card import add_evaluation
 
 MakeModel = Callable[..., ShowAttendForConditionalGeneration]
 
@@ -86,48 +84,3 @@ def test_errors_of_the_evaluation(checkpoint: Path, photos: Path, tmp_path: Path
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"--output-dir .*cannot be written"):
         evaluate_checkpoint(str(checkpoint), str(photos), tmp_path / "file")
-
-
-def test_figures_in_the_model_card(tmp_path: Path) -> None:
-    card = tmp_path / "README.md"
-    card.write_text("---\nlicense: apache-2.0\nmodel_name: tiny\n---\n\n# Tiny\n")
-    figures = {"split": "validation", "generation": {"num_beams": 3}, "metrics": {"bleu_4": 22.26, "cider": 60.0}}
-    add_evaluation(card, figures)
-    add_evaluation(card, figures | {"generation": {}, "metrics": {"bleu_4": 20.0}})
-    add_evaluation(card, figures | {"metrics": {"bleu_4": 23.0}})
-    results = [(result.metric_name, result.metric_value) for result in ModelCard.load(card).data.eval_results]
-    assert sorted(results) == [
-        ("BLEU-4 (beam search, 3 beams)", 23.0),
-        ("BLEU-4 (greedy search)", 20.0),
-        ("CIDEr (beam search, 3 beams)", 60.0),
-    ]
-    assert card.read_text().endswith("# Tiny\n")
-
-
-def test_caption_script(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
-    script = ROOT / "scripts" / "caption.py"
-    photo = photos / "Images" / "red_circle.jpg"
-    one = run(script, "--checkpoint", checkpoint, photo)
-    assert (one.returncode, one.stderr) == (0, "")
-    assert len(one.stdout.splitlines()) == 1
-
-    broken = tmp_path / "broken.jpg"
-    broken.write_bytes(photo.read_bytes()[:500])
-    many = run(script, "--checkpoint", checkpoint, broken, photo, tmp_path / "missing.jpg")
-    assert many.returncode == 1
-    assert many.stdout == f"{photo}\t{one.stdout}"  # the rest is captioned all the same
-    errors = many.stderr.splitlines()
-    assert len(errors) == 2
-    assert str(broken) in errors[0]
-    assert "missing.jpg" in errors[1]
-
-    default = subprocess.run(
-        [sys.executable, script, photo], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
-    )
-    assert default.returncode == 2
-    assert default.stderr.startswith("error: There is no checkpoints/showattend-resnet50-flickr8k here: name")
-    assert len(default.stderr.splitlines()) == 1
-
-    nowhere = run(script, "--checkpoint", tmp_path / "nowhere", photo)
-    assert (nowhere.returncode, nowhere.stdout) == (2, "")
-    assert nowhere.stderr == f"error: There is no checkpoint folder {tmp_path / 'nowhere'}.\n"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 import modeling_showattend.packing as packing
 from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
@@ -43,6 +44,37 @@ def test_packed_folder(trained: Path, tmp_path: Path, pixel_values: torch.Tensor
     original, _ = load_captioner(trained)
     expected = original.generate(pixel_values=pixel_values, num_beams=3, length_penalty=1.5)
     assert torch.equal(model.generate(pixel_values=pixel_values), expected)
+
+
+def test_statistics_beyond_float16(
+    make_model: Callable[..., ShowAttendForConditionalGeneration],
+    processor: ShowAttendProcessor,
+    tmp_path: Path,
+    pixel_values: torch.Tensor,
+) -> None:
+    """Weights for pixels from 0 to 255, as those of the original ResNet are, have variances above 65,504."""
+    model = make_model()
+    convolution, norm = model.encoder.resnet[0], model.encoder.resnet[1]
+    assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None and norm.running_var is not None
+    with torch.no_grad():
+        expected = model.encoder(pixel_values=pixel_values)[0]
+        convolution.weight *= 300
+        norm.running_mean *= 300
+        norm.running_var *= 300**2
+    assert norm.running_var.max() > 65504
+    model.save_pretrained(tmp_path / "best")
+    processor.save_pretrained(tmp_path / "best")
+    packing.pack_checkpoint(tmp_path / "best", tmp_path / "packed")
+    packed, _ = load_captioner(tmp_path / "packed")
+    with torch.no_grad():
+        features = packed.encoder(pixel_values=pixel_values)[0]
+    assert (features - expected).abs().max() < 0.02 * expected.abs().max()
+
+    model.decoder.fcn.weight.data[0, 0] = 1e6
+    model.save_pretrained(tmp_path / "best")
+    with pytest.raises(ValueError, match=r"weights beyond float16's range in decoder\.fcn\.weight"):
+        packing.pack_checkpoint(tmp_path / "best", tmp_path / "packed")
 
 
 def test_mistakes(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
