@@ -1,8 +1,11 @@
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
 from modeling_showattend import ShowAttendConfig, ShowAttendForConditionalGeneration
-from modeling_showattend.textbook import textbook_loss
+from modeling_showattend.textbook import textbook_caption, textbook_loss
 
 
 @pytest.mark.parametrize("context_gate", [False, True])
@@ -46,3 +49,18 @@ def test_a_training_step_has_the_loss_and_gradients_of_the_textbook_loop(context
         # The attention's last bias shifts all scores alike, so that its gradient is rounding noise around zero.
         assert name == "attention.A.bias" or expected.abs().max() > 1e-4, name
         torch.testing.assert_close(ours[name], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("deep_output", [False, True])
+def test_caption(
+    make_model: Callable[..., ShowAttendForConditionalGeneration],
+    pixel_values: torch.Tensor,
+    num_beams: int,
+    deep_output: bool,
+) -> None:
+    model = make_model(context_gate=True, deep_output=deep_output)
+    for photo in pixel_values.split(1):
+        caption = textbook_caption(model, photo, num_beams=num_beams, max_length=12)
+        search: dict[str, Any] = dict(num_beams=num_beams, length_penalty=0.0, early_stopping="never", max_length=12)
+        assert caption == model.generate(pixel_values=photo, **search)[0].tolist()
