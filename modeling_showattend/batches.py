@@ -1,5 +1,6 @@
 """The order of an epoch: which captions make up which batch, on how many processes it may be."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -130,3 +131,18 @@ def collate(drawn: Sequence[tuple[Item, bool]], features: FeatureCache) -> Batch
         for column, pieces in enumerate(item.labels):
             labels[row, column, : len(pieces)] = torch.tensor(pieces)
     return Batch(image_features, labels.flatten(0, 1), [item.image_id for item, _ in drawn])
+
+
+def random_crop(maps: torch.Tensor, least: float) -> torch.Tensor:
+    """A window of each photo's maps: one size for the batch, a place for each photo.
+
+    Args:
+        maps: (photos, channels, side, side).
+        least: The smallest window's share of a side.
+    """
+    side = maps.shape[-1]
+    size = int(torch.randint(math.ceil(least * side), side + 1, ()))
+    tops, lefts = torch.randint(0, side - size + 1, (2, len(maps))).tolist()
+    return torch.stack(
+        [photo[:, top : top + size, left : left + size] for photo, top, left in zip(maps, tops, lefts, strict=True)]
+    )

@@ -23,6 +23,8 @@ class ShowAttendConfig(PretrainedConfig):
         encoder_dim: Channels of the grid features. It follows from `encoder_name` and need not be given.
         decoder_dim: Units of the LSTM.
         dropout: Probability of dropping a unit before the output layer.
+        feature_dropout: Probability of dropping a channel of a photo's grid, at all its positions alike.
+        word_dropout: Probability of blanking a word piece that the decoder reads.
         vocab_size: Word pieces of the tokenizer (30,522 in bert-base-uncased).
         context_gate: Scale the context vector by a gate, a number from 0 to 1 that the LSTM's state predicts at every
             step (beta in section 4.2.1 of Xu et al., 2015).
@@ -51,6 +53,8 @@ class ShowAttendConfig(PretrainedConfig):
         encoder_dim: int | None = None,
         decoder_dim: int = 512,
         dropout: float = 0.5,
+        feature_dropout: float = 0.0,
+        word_dropout: float = 0.0,
         vocab_size: int = 30522,
         context_gate: bool = False,
         deep_output: bool = False,
@@ -74,7 +78,13 @@ class ShowAttendConfig(PretrainedConfig):
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{name}={size} must be at least 1.")
-        for name, share in dict(dropout=dropout, label_smoothing=label_smoothing).items():
+        shares = dict(
+            dropout=dropout,
+            feature_dropout=feature_dropout,
+            word_dropout=word_dropout,
+            label_smoothing=label_smoothing,
+        )
+        for name, share in shares.items():
             if not 0 <= share < 1:
                 raise ValueError(f"{name}={share} must be at least 0 and less than 1.")
         if doubly_stochastic_penalty < 0:
@@ -88,6 +98,8 @@ class ShowAttendConfig(PretrainedConfig):
         self.encoder_dim = ENCODER_DIMS[encoder_name]
         self.decoder_dim = decoder_dim
         self.dropout = dropout
+        self.feature_dropout = feature_dropout
+        self.word_dropout = word_dropout
         self.vocab_size = vocab_size
         self.context_gate = context_gate
         self.deep_output = deep_output

@@ -41,14 +41,20 @@ class FeatureCache:
         folder: Where the caches of all encoders lie.
         encoder: The encoder, on the device that is to compute.
         image_processor: Makes its `pixel_values`.
+        dtype: What to compute in; bfloat16 is several times as fast on machines that have it.
     """
 
     def __init__(
-        self, folder: str | Path, encoder: ShowAttendEncoder, image_processor: ShowAttendImageProcessor
+        self,
+        folder: str | Path,
+        encoder: ShowAttendEncoder,
+        image_processor: ShowAttendImageProcessor,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.encoder = encoder
         self.image_processor = image_processor
-        self.folder = Path(folder) / _digest(encoder, image_processor)
+        self.dtype = dtype
+        self.folder = Path(folder) / _digest(encoder, image_processor, dtype)
         self.rows: dict[str, int] = {}
         self.features: np.memmap | None = None
 
@@ -93,7 +99,7 @@ class FeatureCache:
             pixel_values = self.image_processor(images, return_tensors="pt")["pixel_values"].to(device)
             mirrored = torch.tensor([wanted[key][1] for key in keys], device=device)
             pixel_values = torch.where(mirrored[:, None, None, None], pixel_values.flip(-1), pixel_values)
-            with torch.inference_mode():
+            with torch.inference_mode(), torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
                 # Convolutions on a CPU are faster with the channels last.
                 pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
                 values = self.encoder.frozen_features(pixel_values)
@@ -153,12 +159,14 @@ class FeatureCache:
             temporary.replace(index)
 
 
-def _digest(encoder: ShowAttendEncoder, image_processor: ShowAttendImageProcessor) -> str:
-    """Of all that the features depend on besides the photo: the frozen layers, their weights, the preprocessing."""
+def _digest(encoder: ShowAttendEncoder, image_processor: ShowAttendImageProcessor, dtype: torch.dtype) -> str:
+    """Of all that the features depend on besides the photo: frozen layers, their weights, preprocessing, precision."""
     digest = hashlib.blake2b(digest_size=16)
     settings = {key: value for key, value in image_processor.to_dict().items() if key != "auto_map"}
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     digest.update(str(encoder.frozen).encode())  # the strides are no weights
+    if dtype != torch.float32:
+        digest.update(str(dtype).encode())
     for name, tensor in encoder.frozen.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             digest.update(name.encode())

@@ -185,6 +185,9 @@ class ShowAttendDecoder(nn.Module):
         captions, steps = input_ids.shape
         if captions % features.shape[0]:  # not len(), which would fix their number in an exported graph
             raise ValueError(f"{captions} captions cannot be shared out evenly among {len(features)} images.")
+        if self.training and self.config.feature_dropout:
+            # A photo loses the same channels at every position: its grid as a whole is what could be learnt by heart.
+            features = features * F.dropout(torch.ones_like(features[:, :1]), self.config.feature_dropout)
         if cache is not None and cache.get_seq_length() > 0:
             keys, h, c = cache.attention_keys, *cache.state
         else:
@@ -194,6 +197,8 @@ class ShowAttendDecoder(nn.Module):
 
         # The gates' share of the words does not wait for the state: one product for all steps.
         words = self.embedding(input_ids)  # (captions, steps, embed_size)
+        if self.training and self.config.word_dropout:
+            words = words * (torch.rand_like(words[..., :1]) >= self.config.word_dropout)
         word_weight, context_weight = self.lstm_cell.weight_ih.split(
             [self.config.embed_size, self.config.encoder_dim], dim=1
         )

@@ -45,6 +45,11 @@ class Recipe:
     keep_final_stop: bool = _setting(True, "Keep the full stop that ends a caption.")
     max_length: int = _setting(30, "Word pieces of a caption, [CLS] and [SEP] counted; longer ones are cut.")
     flip: bool = _setting(False, "Show each photo mirrored half the time.")
+    min_crop: float = _setting(
+        1.0,
+        "Show a random window of the frozen stages' maps, at least this share of each side (1: all of them). It needs "
+        "--finetune-last-stages.",
+    )
     cache_dir: str = _setting("~/.cache/showattend", "Folder for the features of the frozen encoder.")
 
     # Model
@@ -57,6 +62,8 @@ class Recipe:
     attention_dim: int = _setting(256, "Units of the attention's hidden layer.")
     decoder_dim: int = _setting(512, "Units of the LSTM.")
     dropout: float = _setting(0.5, "Dropout before the output layer.")
+    feature_dropout: float = _setting(0.0, "Dropout of the channels of a photo's grid.")
+    word_dropout: float = _setting(0.0, "Share of the words that the decoder reads which are blanked.")
     context_gate: bool = _setting(False, "Gate the context vector (section 4.2.1 of the paper).")
     deep_output: bool = _setting(False, "Predict from state, context and last word (equation 7 of the paper).")
     doubly_stochastic_penalty: float = _setting(0.0, "Weight of the attention penalty (equation 14 of the paper).")
@@ -112,6 +119,10 @@ class Recipe:
             raise ValueError(f"--lr-scheduler {self.lr_scheduler} has no warm-up: leave --warmup-steps at 0.")
         if not 0 <= self.average_decay < 1:
             raise ValueError(f"--average-decay must be at least 0 and less than 1, not {self.average_decay}.")
+        if not 0 < self.min_crop <= 1:
+            raise ValueError(f"--min-crop must lie above 0 and not above 1, not be {self.min_crop}.")
+        if self.min_crop < 1 and not self.finetune_last_stages:
+            raise ValueError("--min-crop needs --finetune-last-stages: the grid of a wholly frozen encoder is not cut.")
         if self.max_length < 3:
             raise ValueError(f"--max-length must be at least 3 ([CLS], a piece and [SEP]), not {self.max_length}.")
         if self.objective == "self_critical" and self.init_from is None:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import BertTokenizer, get_scheduler
 
-from .batches import Epoch, StepDataset, make_items
+from .batches import Epoch, StepDataset, make_items, random_crop
 from .captioner import load_captioner
 from .configuration_showattend import ShowAttendConfig
 from .data import load_captions
@@ -92,7 +92,9 @@ def train(recipe: Recipe) -> Path:
 
     # 2. Features of the frozen encoder, computed once.
     model.to(accelerator.device)
-    cache = FeatureCache(Path(recipe.cache_dir).expanduser(), model.encoder, processor.image_processor)
+    # float16 has not the range for every encoder's activations.
+    dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+    cache = FeatureCache(Path(recipe.cache_dir).expanduser(), model.encoder, processor.image_processor, dtype)
     train_photos = cache.build(train_set, flipped=recipe.flip)
     validation_photos = cache.build(validation_set)
     validation_labels = caption_labels(validation_set, processor, recipe)
@@ -177,6 +179,8 @@ def train(recipe: Recipe) -> Path:
         for batches, labels in loader:
             step_loss = torch.zeros((), device=accelerator.device)
             for number, batch in enumerate(batches, start=1):
+                if recipe.min_crop < 1:
+                    batch.image_features = random_crop(batch.image_features, recipe.min_crop)
                 image_features = batch.image_features.to(accelerator.device)
                 if reward is None:
                     targets = batch.labels.to(accelerator.device)
@@ -319,6 +323,8 @@ def build_model(recipe: Recipe, train_set: Dataset) -> tuple[ShowAttendForCondit
     """The captioner to start from, and its processor: a new one, or `recipe.init_from` with the recipe's settings."""
     regularisers: dict[str, Any] = {
         "dropout": recipe.dropout,
+        "feature_dropout": recipe.feature_dropout,
+        "word_dropout": recipe.word_dropout,
         "doubly_stochastic_penalty": recipe.doubly_stochastic_penalty,
         "label_smoothing": recipe.label_smoothing,
         "finetune_last_stages": recipe.finetune_last_stages,

@@ -10,7 +10,7 @@ from tiny_flickr import draw
 from torch.utils.data import DataLoader
 
 from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendImageProcessor
-from modeling_showattend.batches import Epoch, Item, StepDataset, collate, make_items
+from modeling_showattend.batches import Epoch, Item, StepDataset, collate, make_items, random_crop
 from modeling_showattend.features import FLIPPED, FeatureCache, photo_digests
 
 MakeModel = Callable[..., ShowAttendForConditionalGeneration]
@@ -114,6 +114,24 @@ def test_flips_come_when_asked_and_half_the_time() -> None:
     assert not any(flipped for step in drawn(Epoch(items, 8)) for _, flipped in step[0])
     flips = [flipped for step in drawn(Epoch(items, 8, flip=True)) for _, flipped in step[0]]
     assert 0.4 < sum(flips) / len(flips) < 0.6
+
+
+def test_random_crop() -> None:
+    torch.manual_seed(0)
+    photos = torch.arange(3 * 2 * 8 * 8.0).view(3, 2, 8, 8)
+    sizes, places = set(), set()
+    for _ in range(60):
+        crop = random_crop(photos, 0.6)
+        size = crop.shape[-1]
+        assert crop.shape == (3, 2, size, size)
+        sizes.add(size)
+        for photo, window in zip(photos, crop, strict=True):
+            top, left = divmod(int(window[0, 0, 0] - photo[0, 0, 0]), 8)
+            assert torch.equal(window, photo[:, top : top + size, left : left + size])
+            places.add((size, top, left))
+    assert sizes == {5, 6, 7, 8}
+    assert {(5, 0, 0), (5, 3, 3)} <= places and {place[1:] for place in places if place[0] == 8} == {(0, 0)}
+    assert torch.equal(random_crop(photos, 1.0), photos)
 
 
 # --- with features ---

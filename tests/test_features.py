@@ -113,6 +113,17 @@ def test_another_run_finds_the_rows_and_adds_to_them(
     torch.testing.assert_close(second.get(digests).float(), expected(second, photos), rtol=2e-3, atol=2e-3)
 
 
+def test_bfloat16_is_the_same_but_for_rounding(
+    make_model: MakeModel, image_processor: ShowAttendImageProcessor, tmp_path: Path, photos: Dataset
+) -> None:
+    rows = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        cache = FeatureCache(tmp_path / "cache", make_model().encoder, image_processor, dtype)
+        rows[dtype] = cache.get(cache.build(photos)).float()
+    error = (rows[torch.bfloat16] - rows[torch.float32]).abs().mean() / rows[torch.float32].abs().mean()
+    assert 0 < error < 0.03
+
+
 def test_changed_encoder_or_preprocessing_has_rows_of_its_own(
     make_model: MakeModel, image_processor: ShowAttendImageProcessor, tmp_path: Path
 ) -> None:
@@ -124,6 +135,7 @@ def test_changed_encoder_or_preprocessing_has_rows_of_its_own(
     statistics.encoder.resnet[1].running_mean[0] += 1e-6
     caches += [FeatureCache(tmp_path, model.encoder, image_processor) for model in (changed, statistics)]
     encoder = make_model().encoder
+    caches.append(FeatureCache(tmp_path, encoder, image_processor, torch.bfloat16))
     for settings in ({"size": {"height": 96, "width": 96}}, {"image_mean": [0.5, 0.5, 0.5]}, {"do_center_crop": True}):
         processor = ShowAttendImageProcessor(**({"size": {"height": 64, "width": 64}} | settings))
         caches.append(FeatureCache(tmp_path, encoder, processor))

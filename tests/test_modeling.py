@@ -458,13 +458,43 @@ def test_several_captions_of_an_image(
         torch.testing.assert_close(got[name], gradient)
 
 
-def test_dropout_acts_in_training_only(make_model: MakeModel, image_features: torch.Tensor) -> None:
-    model = make_model(dropout=0.5)
+@pytest.mark.parametrize("kind", ["dropout", "feature_dropout", "word_dropout"])
+def test_dropout_acts_in_training_only(make_model: MakeModel, image_features: torch.Tensor, kind: str) -> None:
+    model = make_model(**{"dropout": 0.0, kind: 0.5})
     losses = [model(image_features=image_features, labels=LABELS).loss.item() for _ in range(2)]
     assert losses[0] == losses[1]
     model.train()
     losses = [model(image_features=image_features, labels=LABELS).loss.item() for _ in range(2)]
     assert losses[0] != losses[1]
+
+
+def test_what_feature_and_word_dropout_drop(make_model: MakeModel, image_features: torch.Tensor) -> None:
+    """Whole channels of a photo, the rest made larger; whole words, the rest as they are."""
+    seen: dict[str, torch.Tensor] = {}
+    model = make_model(dropout=0.0, feature_dropout=0.25, word_dropout=0.5).train()
+    model.decoder.init_h.register_forward_pre_hook(lambda _, inputs: seen.update(mean=inputs[0]))
+    model.decoder.attention.U.register_forward_pre_hook(lambda _, inputs: seen.update(grid=inputs[0]))
+    model(image_features=image_features, labels=LABELS)
+    shares = seen["grid"] / image_features  # (photos, positions, channels)
+    torch.testing.assert_close(shares, shares[:, :1].expand_as(shares))
+    kept = shares[:, 0] > 0
+    torch.testing.assert_close(shares[:, 0][kept], torch.full_like(shares[:, 0][kept], 1 / 0.75))
+    assert 0.5 < kept.float().mean() < 0.95
+    assert not torch.equal(kept[0], kept[1])
+    assert torch.equal(seen["mean"] != 0, kept)  # the LSTM begins with the same channels
+
+    words = torch.ones(64, 10, dtype=torch.long)
+    model = make_model(dropout=0.0, deep_output=True, word_dropout=0.5).train()
+    with torch.no_grad():
+        (
+            model.decoder.output_h.weight.zero_(),
+            model.decoder.output_z.weight.zero_(),
+            model.decoder.output_h.bias.zero_(),
+        )
+        outputs, _ = model.decoder(image_features[:1].expand(64, -1, -1), words)
+    blank = (outputs == 0).all(dim=-1)  # (captions, steps)
+    assert 0.4 < blank.float().mean() < 0.6
+    torch.testing.assert_close(outputs[~blank], torch.tanh(model.decoder.embedding(words))[~blank])
 
 
 # --- the deferred gradient ---

@@ -116,6 +116,8 @@ def test_bad_preset(tmp_path: Path, text: str, message: str) -> None:
         (["--plateau-factor", "1"], "--plateau-factor must lie between 0 and 1"),
         (["--warmup-steps", "5"], "--lr-scheduler reduce_lr_on_plateau has no warm-up"),
         (["--warmup-steps", "5", "--lr-scheduler", "constant"], "--lr-scheduler constant has no warm-up"),
+        (["--min-crop", "0"], "--min-crop must lie above 0 and not above 1, not be 0.0"),
+        (["--min-crop", "0.8"], "--min-crop needs --finetune-last-stages"),
         (["--max-length", "2"], "--max-length must be at least 3"),
         (["--objective", "self_critical"], "name its start with --init-from"),
         (["--baseline", "samples", "--samples-per-photo", "1"], "at least 2"),

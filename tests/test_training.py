@@ -326,7 +326,7 @@ def test_validation_figures_by_hand(overfitted: Path, folder: Path) -> None:
 def test_finetuning_changes_the_last_stage_alone(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     rates = dict(learning_rate=1e-3, encoder_learning_rate=1e-4)
-    train(folder, output, finetune_last_stages=1, captions_per_photo=5, batch_size=15, **rates)
+    train(folder, output, finetune_last_stages=1, min_crop=0.5, captions_per_photo=5, batch_size=15, **rates)
     start = ShowAttendForConditionalGeneration.from_pretrained(output / "best").encoder
     names = dict(start.resnet.named_parameters())
     before = load_file(folder / "resnet18.safetensors")
