@@ -36,8 +36,10 @@ help:
 caption: $(VENV)/.runtime-installed
 	@"$(VENV)/bin/python" scripts/caption.py --checkpoint "$$CHECKPOINT" "$$IMAGE"
 
-# Three phases, each from the best epoch of the one before; a phase that is complete is gone through in seconds.
+# Five phases, and averages of their weights (docs/training/tries.md says why). A phase that is complete is gone through
+# in seconds.
 TRAIN = "$(VENV)/bin/accelerate" launch scripts/train.py --dataset "$(DATASET)"
+MIX = "$(VENV)/bin/python" scripts/mix_checkpoints.py
 checkpoint: $(VENV)/.dev-installed
 	test -e "$(RUNS)/resnet50.safetensors" || \
 	"$(VENV)/bin/python" scripts/fetch_original_resnet50.py "$(RUNS)/resnet50.safetensors"
@@ -45,7 +47,12 @@ checkpoint: $(VENV)/.dev-installed
 		--encoder-weights "$(RUNS)/resnet50.safetensors" --stride-in-1x1 true
 	$(TRAIN) --output-dir "$(RUNS)/2" --preset finetune --init-from "$(RUNS)/1/best"
 	$(TRAIN) --output-dir "$(RUNS)/3" --preset self_critical --init-from "$(RUNS)/2/best"
-	"$(VENV)/bin/python" scripts/mix_checkpoints.py "$(RUNS)/2/best" "$(RUNS)/3/best" 0.25 "$(RUNS)/mixed"
+	$(MIX) "$(RUNS)/2/best" "$(RUNS)/3/best" 0.25 "$(RUNS)/half-way"
+	$(TRAIN) --output-dir "$(RUNS)/4" --preset regularise --init-from "$(RUNS)/half-way"
+	$(TRAIN) --output-dir "$(RUNS)/5" --preset self_critical --init-from "$(RUNS)/4/best" \
+		--finetune-last-stages 1 --encoder-learning-rate 1e-5 --min-crop 0.75
+	$(MIX) "$(RUNS)/half-way" "$(RUNS)/4/best" 0.5 "$(RUNS)/averaged"
+	$(MIX) "$(RUNS)/averaged" "$(RUNS)/5/best" 0.3 "$(RUNS)/mixed"
 	"$(VENV)/bin/python" scripts/pack_checkpoint.py "$(RUNS)/mixed" "$(CHECKPOINT)" --num-beams 5
 
 test: $(VENV)/.dev-installed

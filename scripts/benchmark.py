@@ -1,11 +1,17 @@
-"""Measures the speed of the captioner on this machine's CPU: `benchmark.py training`, a training step.
+"""Measures the speed of the captioner on this machine's CPU.
 
-Ours stands beside the textbook loop (`modeling_showattend/textbook.py`), which has the same parameters and computes the
-same loss. The captions are random, of lengths like Flickr8k's, and batches hold captions of like length, as in
-training. Each line is measured in a process of its own, so that the peaks of memory do not mix.
+`benchmark.py training`, a training step: ours stands beside the textbook loop (`modeling_showattend/textbook.py`),
+which has the same parameters and computes the same loss. The captions are random, of lengths like Flickr8k's, and
+batches hold captions of like length, as in training.
+
+`benchmark.py captioning PHOTO [PHOTO ...]`, a caption of a trained captioner: beside the textbook loop, and beside the
+encoder's pass alone, the least that a caption of these weights can take. `--onnx FOLDER` adds an exported captioner.
+
+Each line is measured in a process of its own, so that neither memory nor compiled code mixes.
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import platform
@@ -18,15 +24,23 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from modeling_showattend import ShowAttendConfig, ShowAttendForConditionalGeneration
 from modeling_showattend.batches import POOL
-from modeling_showattend.textbook import textbook_loss
+from modeling_showattend.captioner import DEFAULT_CHECKPOINT, load_captioner
+from modeling_showattend.captioning import caption_stream
+from modeling_showattend.image_processing_showattend import load_image
+from modeling_showattend.onnx_captioner import OnnxCaptioner
+from modeling_showattend.textbook import textbook_caption, textbook_loss
 
 WARM_UP_STEPS = 3
 CAPTION_LENGTH = 30  # word pieces at most, [CLS] and [SEP] counted
+
+
+# --- a training step ---
 
 
 def caption_batches(batch_size: int, steps: int, vocab_size: int) -> list[torch.Tensor]:
@@ -87,6 +101,105 @@ def training_table(batch_size: int, vocab_sizes: list[int], dtypes: list[str], s
     return "\n".join(lines)
 
 
+# --- a caption ---
+
+BATCHES_AND_BEAMS = [(1, 1), (1, 5), (32, 1), (32, 5)]
+TORCH_VARIANTS = ["textbook", "float32", "bfloat16", "compiled"]
+
+
+def median_seconds(work: Callable[[], object], seconds: float) -> float:
+    """Of as many runs as fit into the time, three at least, after one to warm up."""
+    work()
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < seconds:
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def measure_captioning(
+    variant: str, checkpoint: str, onnx: str | None, photos: list[str], seconds: float
+) -> list[tuple[float, float] | None]:
+    """Seconds of a batch, and of the float32 encoder alone on it, for each of BATCHES_AND_BEAMS that it can do."""
+    dtype = torch.bfloat16 if variant == "bfloat16" else torch.float32
+    model, processor = load_captioner(checkpoint, dtype=dtype)
+    encoder = load_captioner(checkpoint)[0].encoder
+    one_by_one = {"textbook": textbook_caption}.get(variant)
+    captioner = None
+    if variant not in TORCH_VARIANTS:
+        captioner = OnnxCaptioner.from_pretrained(str(onnx), precision=variant.removeprefix("ONNX, "))
+    if variant == "compiled":
+        model.forward = torch.compile(model.forward)
+    results: list[tuple[float, float] | None] = []
+    for batch_size, num_beams in BATCHES_AND_BEAMS:
+        if batch_size > 1 and (captioner or one_by_one):
+            results.append(None)
+            continue
+        files = [photos[number % len(photos)] for number in range(batch_size)]
+        images = [load_image(file) for file in files]
+        pixel_values = processor(images=images, return_tensors="pt")["pixel_values"]
+
+        def caption(
+            images: list[Any] = images, pixel_values: torch.Tensor = pixel_values, num_beams: int = num_beams
+        ) -> object:
+            if captioner:
+                return captioner(images[0], num_beams=num_beams)
+            if one_by_one:
+                return one_by_one(model, pixel_values, num_beams=num_beams)
+            return model.generate(pixel_values=pixel_values, num_beams=num_beams)
+
+        def encode(pixel_values: torch.Tensor = pixel_values) -> object:
+            return encoder(pixel_values=pixel_values)
+
+        with torch.inference_mode():
+            # The encoder before and after: a machine that slows down meanwhile slows both.
+            alone = [median_seconds(encode, seconds / 2)]
+            whole = median_seconds(caption, seconds)
+            alone.append(median_seconds(encode, seconds / 2))
+        results.append((whole, statistics.mean(alone)))
+    return results
+
+
+def measure_files(checkpoint: str, photos: list[str], num_beams: int) -> float:
+    """Photos a second from files on disk, as `scripts/caption.py` captions a folder."""
+    model, processor = load_captioner(checkpoint)
+    files = [photos[number % len(photos)] for number in range(256)]
+    start = time.perf_counter()
+    captions = list(caption_stream(model, processor, ((file, file) for file in files), num_beams=num_beams))
+    return len(captions) / (time.perf_counter() - start)
+
+
+def captioning_table(checkpoint: str, onnx: str | None, photos: list[str], seconds: float) -> str:
+    precisions = list(json.loads((Path(onnx) / "captioner.json").read_text())["files"]) if onnx else []
+    headings = [f"batch {size}, {'greedy' if beams == 1 else f'beam {beams}'}" for size, beams in BATCHES_AND_BEAMS]
+    lines = [
+        "| ms a photo (times the encoder alone) | " + " | ".join(headings) + " |",
+        "|---|" + "---:|" * len(headings),
+    ]
+    encoders: list[list[float]] = [[] for _ in headings]
+    for variant in [*TORCH_VARIANTS, *(f"ONNX, {precision}" for precision in precisions)]:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            results = process.submit(measure_captioning, variant, checkpoint, onnx, photos, seconds).result()
+        cells = []
+        for (size, _), result, of_column in zip(BATCHES_AND_BEAMS, results, encoders, strict=True):
+            if result is None:
+                cells.append("")
+                continue
+            whole, alone = result
+            of_column.append(1000 * alone / size)
+            cells.append(f"{1000 * whole / size:.1f} ({whole / alone:.2f})")
+        name = f"generate, {variant}" if variant in TORCH_VARIANTS[1:] else variant
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    medians = " | ".join(f"{statistics.median(times):.1f} (1)" for times in encoders)
+    lines.insert(2, f"| the encoder alone, float32 | {medians} |")
+    from_files = ", ".join(
+        f"{measure_files(checkpoint, photos, beams):.1f} {'greedy' if beams == 1 else f'with {beams} beams'}"
+        for beams in (1, 5)
+    )
+    return "\n".join([*lines, "", f"Photos a second from files, batch 32, float32: {from_files}."])
+
+
 def machine() -> str:
     """The conditions that a number depends on, in one line."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -121,9 +234,14 @@ def main() -> None:
     )
     training.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     training.add_argument("--steps", type=at_least(1), default=25, help="timed steps for each cell (default: 25)")
+    captioning = modes.add_parser("captioning", help="a caption, beside the encoder's pass alone")
+    captioning.add_argument("photos", nargs="+", metavar="PHOTO")
+    captioning.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="folder or Hub id")
+    captioning.add_argument("--onnx", metavar="FOLDER", help="what scripts/export_onnx.py wrote")
+    captioning.add_argument("--seconds", type=float, default=5.0, help="for each cell, at least (default: 5)")
     options = vars(parser.parse_args())
-    options.pop("mode")
-    table = training_table(**options)
+    mode = options.pop("mode")
+    table = training_table(**options) if mode == "training" else captioning_table(**options)
     print(f"{table}\n\n{machine()}\n`{shlex.join(['python', *sys.argv])}`")
 
 

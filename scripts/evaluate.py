@@ -23,7 +23,9 @@ def main() -> None:
     parser.add_argument(
         "--generation", type=json.loads, default={}, help="more settings, as JSON: '{\"no_repeat_ngram_size\": 3}'"
     )
-    parser.add_argument("--model-card", "--model_card", type=Path, help="a README.md to add the figures to")
+    parser.add_argument(
+        "--model-card", "--model_card", type=Path, help="a README.md to write the figures into; made if absent"
+    )
     options = parser.parse_args()
     named = {"num_beams": options.num_beams, "length_penalty": options.length_penalty, "max_length": options.max_length}
     try:

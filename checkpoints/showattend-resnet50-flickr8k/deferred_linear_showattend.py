@@ -1,0 +1,94 @@
+"""A linear layer for recurrent networks that forms its weight's gradient once, after the last step.
+
+Backpropagation through time adds one small product to the weight's gradient at every step, and each addition reads
+and writes the whole matrix. The sum of these products is one product of the stacked inputs and output gradients:
+the same numbers, one pass over the matrix, and a shape that a matrix multiplication is good at.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+def product_dtype(weight: torch.Tensor) -> torch.dtype:
+    """What a product with this weight is computed in: autocast's dtype where autocast is on, else the weight's own."""
+    device = weight.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return weight.dtype
+
+
+def recurrent_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function x -> x @ weight.T + bias, (rows, in) -> (rows, out), to be called at every step of a recurrence.
+
+    Gradients flow as through `torch.nn.functional.linear`, except that a second derivative raises an error.
+    """
+    if not (torch.is_grad_enabled() and weight.requires_grad) or torch.compiler.is_compiling():
+        return lambda x: F.linear(x, weight, bias)
+    dtype = product_dtype(weight)  # cast once for all steps: autocast would do it at each
+    step_weight, step_bias = weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype)
+    products = _Products()
+    # A scalar that every step passes on: its backward runs after that of all steps. `products` must not hold it: a
+    # ring of references through autograd's graph would keep every batch in memory until Python's collector finds it.
+    start = _Start.apply(products, weight, bias)
+    return lambda x: _Step.apply(products, x.to(dtype), start, step_weight, step_bias)
+
+
+class _Products:
+    """The factors of the weight's gradient that one backward pass has met so far."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self, backward_pass: int = -1) -> None:
+        self.backward_pass = backward_pass
+        self.inputs: list[torch.Tensor] = []
+        self.output_grads: list[torch.Tensor] = []
+
+    def add(self, x: torch.Tensor, output_grad: torch.Tensor) -> None:
+        # A pass for the inputs' gradients alone never gets to `_Start`: what it left behind is not of this pass.
+        if self.backward_pass != torch._C._current_graph_task_id():
+            self.clear(torch._C._current_graph_task_id())
+        self.inputs.append(x)
+        self.output_grads.append(output_grad)
+
+
+class _Start(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, products: _Products, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.products, ctx.dtype, ctx.has_bias = products, weight.dtype, bias is not None
+        return weight.new_zeros(())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        inputs, output_grads = torch.cat(ctx.products.inputs), torch.cat(ctx.products.output_grads)
+        ctx.products.clear()
+        weight_grad = (output_grads.T @ inputs).to(ctx.dtype)
+        return None, weight_grad, output_grads.sum(dim=0, dtype=ctx.dtype) if ctx.has_bias else None
+
+
+class _Step(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        products: _Products,
+        x: torch.Tensor,
+        start: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+    ) -> torch.Tensor:
+        ctx.products = products
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (output_grad,) = grads
+        x, weight = ctx.saved_tensors
+        ctx.products.add(x, output_grad)
+        return None, output_grad @ weight, output_grad.new_zeros(()), None, None

@@ -1,0 +1,141 @@
+"""The processor: photos and texts to what the captioner's `forward` and `generate` take."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin, TensorType
+
+IGNORED = -100  # the label that the loss leaves out
+
+
+class ShowAttendProcessor(ProcessorMixin):
+    """An image processor and a BERT tokenizer in one.
+
+    ```python
+    processor(images, return_tensors="pt")                         # pixel_values
+    processor(images, text="a photo of", return_tensors="pt")      # + decoder_input_ids: [CLS] a photo of
+    processor(images, text_target=captions, return_tensors="pt")   # + labels: a dog runs [SEP]
+    ```
+
+    Args:
+        image_processor: A [`ShowAttendImageProcessor`].
+        tokenizer: A `BertTokenizer`; captions start with its `[CLS]` and end with its `[SEP]`.
+    """
+
+    def __init__(self, image_processor: BaseImageProcessor, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__(image_processor, tokenizer)
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        text_target: str | Sequence[str] | None = None,
+        max_length: int = 30,
+        padding: bool | str = True,
+        return_tensors: str | TensorType | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Prepares a batch; every output has the batch as its first dimension, also for a single photo.
+
+        Args:
+            images: A photo or a batch of photos, of any kind that [`ShowAttendImageProcessor`] reads.
+            text: How the captions are to begin, for `generate`: one prefix for all photos or one each. An empty
+                prefix gives `[CLS]` alone.
+            text_target: The captions to learn, one for each photo.
+            max_length: How many word pieces of a caption to learn are kept, `[CLS]` and `[SEP]` counted.
+            padding: How the captions to learn are padded: to the longest, or `"max_length"`.
+            return_tensors: `"pt"`, `"np"`, or None for lists.
+            kwargs: Options of the image processor.
+
+        Returns:
+            BatchFeature with, of what was asked for,
+            - pixel_values: float32 (batch, 3, height, width).
+            - decoder_input_ids: int64 (batch, prefix length), `[CLS]` and the prefix without `[SEP]`.
+            - labels: int64 (batch, caption length), the caption and `[SEP]`; no `[CLS]`, from which the decoder starts
+              anyway; -100 where padded.
+
+        Raises:
+            ValueError: Nothing was given, the numbers of photos and texts differ, or the prefixes of one batch differ
+                in length: an LSTM reads every input and cannot skip padding.
+            OSError: A photo cannot be read.
+        """
+        if images is None and text is None and text_target is None:
+            raise ValueError("give the processor at least one of images, text and text_target")
+        data: dict[str, Any] = {}
+        n_images = None
+        if images is not None:
+            data.update(self.image_processor(images, **kwargs))
+            n_images = len(data["pixel_values"])
+        if text is not None:
+            if isinstance(text, str):
+                text = [text] * (n_images or 1)
+            data["decoder_input_ids"] = self._prefix_ids(_checked(text, "text", n_images))
+        if text_target is not None:
+            data["labels"] = self._labels(_checked(text_target, "text_target", n_images), max_length, padding)
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _prefix_ids(self, prefixes: list[str]) -> list[list[int]]:
+        # split_special_tokens: a "[SEP]" typed in a text is text.
+        encoded = self.tokenizer(prefixes, add_special_tokens=False, split_special_tokens=True)
+        lengths = sorted({len(ids) for ids in encoded["input_ids"]})
+        if len(lengths) > 1:
+            raise ValueError(
+                "the prefixes of one batch must have the same number of word pieces, because an LSTM cannot skip "
+                f"padding, but they have {', '.join(map(str, lengths))}: caption them in separate batches"
+            )
+        return [[self.tokenizer.cls_token_id, *ids] for ids in encoded["input_ids"]]
+
+    def _labels(self, captions: list[str], max_length: int, padding: bool | str) -> list[list[int]]:
+        encoded = self.tokenizer(
+            captions,
+            padding=padding,
+            padding_side="right",
+            truncation=True,
+            max_length=max_length,
+            return_attention_mask=True,
+            split_special_tokens=True,
+        )
+        return [
+            [token if kept else IGNORED for token, kept in zip(ids[1:], mask[1:], strict=True)]
+            for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True)
+        ]
+
+    def decode(self, *args: Any, **kwargs: Any) -> Any:
+        """The tokenizer's `decode`, with what WordPiece splits put together: a man's t-shirt, not man ' s t - shirt."""
+        decoded = super().decode(*args, **kwargs)
+        return _joined(decoded) if isinstance(decoded, str) else [_joined(text) for text in decoded]
+
+    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
+        """As [`decode`], for a batch."""
+        return [_joined(text) for text in super().batch_decode(*args, **kwargs)]
+
+    def post_process_image_text_to_text(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
+    ) -> list[str]:
+        """What transformers' image-text-to-text pipeline calls to decode."""
+        return self.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["pixel_values", "decoder_input_ids", "labels"]
+
+
+def _joined(text: str) -> str:
+    return re.sub(r"(?<=\w) (['/-]) (?=\w)", r"\1", text)
+
+
+def _checked(texts: str | Sequence[str], argument: str, n_images: int | None) -> list[str]:
+    texts = list(texts) if isinstance(texts, Sequence) and not isinstance(texts, str) else [texts]
+    for number, text in enumerate(texts, start=1):
+        if not isinstance(text, str):
+            raise ValueError(f"{argument} must hold strings, but number {number} is of type {type(text).__name__}")
+    if not texts or n_images not in (None, len(texts)):
+        images = "each image" if n_images is None else f"each of {n_images} images"
+        raise ValueError(f"{argument} must hold one string for {images}, but holds {len(texts)}")
+    return texts
+
+
+ShowAttendProcessor.register_for_auto_class("AutoProcessor")
+
+__all__ = ["ShowAttendProcessor"]

@@ -1,0 +1,296 @@
+"""Captions photos with ONNX Runtime: needs onnxruntime, numpy and Pillow, but neither torch nor transformers.
+
+The export copies this file into the folder that it writes, so that the folder runs by itself:
+
+    pip install onnxruntime pillow
+    python FOLDER/onnx_captioner.py PHOTO [PHOTO ...]
+"""
+
+import argparse
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+SETTINGS_FILE = "captioner.json"
+Floats: TypeAlias = NDArray[np.float32]
+# Last pieces of the captions, h, c -> logits, h, c, attention; of each the first dimension is the captions'.
+Step: TypeAlias = Callable[[Sequence[int], Floats, Floats], list[Floats]]
+
+
+class Caption(NamedTuple):
+    """A caption, and where the network looked before each of its word pieces.
+
+    `token_ids` and `pieces` are what was generated after `[CLS]`: they end with `[SEP]`, unless the caption was cut at
+    its greatest length. `attentions` is (pieces, rows, columns), the weights of the grid that lies over the upright
+    photo; those of a piece sum to one.
+    """
+
+    text: str
+    token_ids: list[int]
+    pieces: list[str]
+    attentions: Floats
+
+
+class _Hypothesis(NamedTuple):
+    """A caption in the making."""
+
+    score: np.float32
+    token_ids: tuple[int, ...]
+    attentions: tuple[Floats, ...]  # (positions,) each
+
+
+class OnnxCaptioner:
+    """A captioner that `scripts/export_onnx.py` wrote.
+
+    ```python
+    captioner = OnnxCaptioner.from_pretrained("FOLDER", precision="int8")
+    captioner("dog.jpg").text                # a dog runs through the grass
+    captioner("dog.jpg", num_beams=3)
+    ```
+
+    Args:
+        settings: What `captioner.json` holds.
+        encoder: The `onnxruntime.InferenceSession` from `pixel_values` to `features`, `keys`, `h` and `c`.
+        decoder: The one of a decoding step.
+    """
+
+    def __init__(self, settings: dict[str, Any], encoder: Any, decoder: Any) -> None:
+        self.settings = settings
+        self.encoder = encoder
+        self.decoder = decoder
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], precision: str = "float32") -> "OnnxCaptioner":
+        """Load an exported captioner, to run on the CPU.
+
+        Raises:
+            ImportError: If onnxruntime is not installed.
+            OSError: If the folder holds no captioner, or a file of it is missing or damaged.
+            ValueError: If the captioner was not exported in this precision.
+        """
+        try:
+            from onnxruntime import InferenceSession
+        except ImportError as error:
+            raise ImportError("Captioning with ONNX needs ONNX Runtime: pip install onnxruntime") from error
+        folder = Path(folder)
+        try:
+            settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+            files = settings["files"]
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise FileNotFoundError(
+                f"{folder} has no {SETTINGS_FILE}, so it is no exported captioner: scripts/export_onnx.py makes one."
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise OSError(f"{folder / SETTINGS_FILE} does not hold the settings of an exported captioner.") from error
+        if precision not in files:
+            raise ValueError(f"{folder} does not hold the precision {precision!r} but {', '.join(files)}.")
+        sessions = []
+        for file in (folder / files[precision]["encoder"], folder / files[precision]["decoder"]):
+            try:
+                sessions.append(InferenceSession(file, providers=["CPUExecutionProvider"]))
+            except Exception as error:  # types that ONNX Runtime does not export
+                raise OSError(f"{file} is missing or damaged: export the captioner again.") from error
+        return cls(settings, *sessions)
+
+    def __call__(
+        self,
+        photo: Any,
+        num_beams: int | None = None,
+        length_penalty: float | None = None,
+        max_length: int | None = None,
+    ) -> Caption:
+        """Caption a photo as transformers' `generate` does it; what is not given is as `captioner.json` says.
+
+        Args:
+            photo: A path, a PIL image, the bytes of an image file, or an open binary file.
+            num_beams: 1 for greedy search, more for beam search.
+            length_penalty: Above 0, beam search prefers longer captions.
+            max_length: Word pieces at most, `[CLS]` and `[SEP]` counted.
+
+        Raises:
+            OSError: If the photo cannot be read.
+            ValueError: If it is of another type, or a number is out of range.
+        """
+        generation = self.settings["generation"]
+        num_beams = generation["num_beams"] if num_beams is None else num_beams
+        length_penalty = generation["length_penalty"] if length_penalty is None else length_penalty
+        max_length = generation["max_length"] if max_length is None else max_length
+        for name, number, least in (("num_beams", num_beams, 1), ("max_length", max_length, 2)):
+            if not isinstance(number, int | np.integer) or number < least:
+                raise ValueError(f"{name}={number!r} must be a whole number from {least}.")
+
+        pixel_values = preprocess(read_photo(photo), self.settings["preprocessing"])
+        features, keys, h, c = self.encoder.run(["features", "keys", "h", "c"], {"pixel_values": pixel_values[None]})
+
+        def step(token_ids: Sequence[int], h: Floats, c: Floats) -> list[Floats]:
+            # All captions are of one photo: the graph's first dimension is 1, and they share its features.
+            state = {"input_ids": np.array([token_ids], np.int64), "h": h[None], "c": c[None]}
+            outputs = ["logits", "next_h", "next_c", "attention"]
+            return [output[0] for output in self.decoder.run(outputs, {**state, "features": features, "keys": keys})]
+
+        start, end = generation["decoder_start_token_id"], generation["eos_token_id"]
+        if num_beams == 1:
+            best = _greedy_search(step, h[0], c[0], start, end, max_length - 1)
+        else:
+            best = _beam_search(step, h[0], c[0], start, end, max_length - 1, num_beams, length_penalty)
+        grid = self.settings["attention_grid"]
+        return Caption(
+            text=self.decode(best.token_ids),
+            token_ids=list(best.token_ids),
+            pieces=[self.settings["vocabulary"][token_id] for token_id in best.token_ids],
+            attentions=np.stack(best.attentions).reshape(-1, grid["rows"], grid["columns"]),
+        )
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Word pieces to text, special tokens left out: `man`, `'`, `s`, `surf`, `##board` to `man's surfboard`."""
+        special = self.settings["special_token_ids"]
+        pieces = [self.settings["vocabulary"][token_id] for token_id in token_ids if token_id not in special]
+        text = "".join(
+            piece.removeprefix("##") if number and piece.startswith("##") else _spaced(piece)
+            for number, piece in enumerate(pieces)
+        )
+        return re.sub(r"(?<=\w) (['/-]) (?=\w)", r"\1", text.removeprefix(" "))
+
+
+def _spaced(piece: str) -> str:
+    # As tokenizers' WordPiece decoder: no space before what ends a sentence or a contraction.
+    return piece if re.match(r"[.?!,]|n't|'(?:m|s|ve|re)", piece) else f" {piece}"
+
+
+def read_photo(photo: Any) -> Image.Image:
+    """Reads a photo as people see it: upright (EXIF), RGB, 8 bits, first frame, transparent parts on white."""
+    name = photo if isinstance(photo, str | os.PathLike) else getattr(photo, "name", None) or "the photo"
+    if isinstance(photo, bytes | bytearray):
+        photo = io.BytesIO(photo)
+    try:
+        if isinstance(photo, Image.Image):
+            return _upright_rgb(photo)
+        if isinstance(photo, str | os.PathLike) or hasattr(photo, "read"):
+            with Image.open(photo) as image:
+                return _upright_rgb(image)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no such image file: {name}") from error
+    except UnidentifiedImageError as error:
+        raise OSError(f"cannot read {name}: it is empty or in no image format that Pillow knows") from error
+    except Exception as error:  # Pillow's decoders raise almost any type on a damaged file
+        raise OSError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from error
+    raise ValueError(f"a photo must be a path, a PIL image, bytes or an open file, not {type(photo).__name__}")
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    has_16_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    image = ImageOps.exif_transpose(image)
+    if has_16_bits:  # Pillow's own conversion would clip everything above 255
+        image = Image.fromarray(np.rint(np.asarray(image).astype(np.uint16) / 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode} (32 bits) have no agreed range; convert them to 8 bits first")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def preprocess(image: Image.Image, settings: dict[str, Any]) -> Floats:
+    """An RGB image to `pixel_values` (3, height, width), with `preprocessing` of `captioner.json`."""
+    resample = Image.Resampling[settings["resample"].upper()]
+    pixels = np.asarray(image.resize((settings["width"], settings["height"]), resample))  # (height, width, 3), uint8
+    scaled = (pixels * settings["rescale_factor"]).astype(np.float32)
+    normalised = (scaled - np.float32(settings["mean"])) / np.float32(settings["std"])
+    return np.ascontiguousarray(normalised.transpose(2, 0, 1))
+
+
+def _greedy_search(step: Step, h: Floats, c: Floats, start: int, end: int, max_pieces: int) -> _Hypothesis:
+    token_ids: list[int] = []
+    attentions: list[Floats] = []
+    while len(token_ids) < max_pieces and end not in token_ids[-1:]:
+        logits, h, c, attention = step(token_ids[-1:] or [start], h, c)
+        token_ids.append(int(logits[0].argmax()))
+        attentions.append(attention[0])
+    return _Hypothesis(np.float32(0), tuple(token_ids), tuple(attentions))
+
+
+def _beam_search(
+    step: Step, h: Floats, c: Floats, start: int, end: int, max_pieces: int, num_beams: int, length_penalty: float
+) -> _Hypothesis:
+    """The best of the captions that transformers' beam search finds, with its default `early_stopping=False`."""
+    running = [_Hypothesis(np.float32(0), (), ())]  # best first; the score is the log probability
+    ended: list[_Hypothesis] = []  # best first; the score is divided by length ** length_penalty
+    for length in range(1, max_pieces + 1):
+        logits, h, c, attention = step([beam.token_ids[-1] if length > 1 else start for beam in running], h, c)
+        scores = _log_softmax(logits) + np.stack([beam.score for beam in running])[:, None]  # (beams, vocab_size)
+        # Twice as many as there are beams, so that enough go on where some of them end.
+        best = _largest(scores.ravel(), 2 * num_beams)
+        parents, tokens = np.divmod(best, scores.shape[1])
+        candidates = [
+            _Hypothesis(
+                scores[parent, token],
+                (*running[parent].token_ids, int(token)),
+                (*running[parent].attentions, attention[parent]),
+            )
+            for parent, token in zip(parents, tokens, strict=True)
+        ]
+        at_end = (tokens == end) | (length == max_pieces)
+        for candidate, has_ended in zip(candidates[:num_beams], at_end, strict=False):
+            if has_ended:
+                ended.append(candidate._replace(score=candidate.score / length**length_penalty))
+        ended = sorted(ended, key=lambda caption: -caption.score)[:num_beams]
+        going_on = np.flatnonzero(~at_end)[:num_beams]
+        if not len(going_on):
+            break
+        running = [candidates[number] for number in going_on]
+        h, c = h[parents[going_on]], c[parents[going_on]]
+        # A guess at what a running caption can still reach: longer, it could have a better score than now.
+        if len(ended) == num_beams and running[0].score / length**length_penalty <= ended[-1].score:
+            break
+    return ended[0]
+
+
+def _largest(values: Floats, number: int) -> NDArray[np.intp]:
+    """Where the largest values are, in descending order; sorting a whole vocabulary would take longer."""
+    number = min(number, len(values))
+    largest = np.argpartition(values, len(values) - number)[-number:]
+    return largest[np.argsort(-values[largest])]
+
+
+def _log_softmax(logits: Floats) -> Floats:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Caption photos with ONNX Runtime.")
+    parser.add_argument("photos", nargs="+", metavar="PHOTO")
+    parser.add_argument("--folder", default=Path(__file__).parent, help="of the exported captioner (default: this one)")
+    parser.add_argument("--precision", default="float32", help="float32 (default), float16 or int8")
+    parser.add_argument("--num-beams", "--num_beams", type=int, help="1: greedy search")
+    options = parser.parse_args()
+    if options.num_beams is not None and options.num_beams < 1:
+        parser.error(f"--num-beams must be at least 1, not {options.num_beams}")
+    try:
+        captioner = OnnxCaptioner.from_pretrained(options.folder, options.precision)
+    except (ImportError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    failed = False
+    for photo in options.photos:
+        try:
+            caption = captioner(photo, num_beams=options.num_beams).text
+        except (OSError, ValueError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed = True
+        else:
+            print(caption if len(options.photos) == 1 else f"{photo}\t{caption}")
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Which files a command line names: files, folders, patterns, URLs, and names on standard input."""
+
+# Not pathlib: names stay as they were typed, and a million of them are light.
+# ruff: noqa: PTH110, PTH112, PTH118, PTH122, PTH207
+import glob
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import BinaryIO
+
+from PIL import Image
+
+# Data, documents and films, whose endings Pillow registers although it shows none of them by itself.
+NOT_PHOTOS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
+
+
+def photo_suffixes() -> set[str]:
+    """The endings that Pillow knows photos by, in lower case: `.jpg`, `.png`, ..."""
+    return {suffix for suffix, form in Image.registered_extensions().items() if form not in NOT_PHOTOS}
+
+
+def is_url(name: str) -> bool:
+    return name.lower().startswith(("http://", "https://"))
+
+
+def is_one_file(name: str) -> bool:
+    """Whether a name stands for one file or URL, and not for as many as there may be."""
+    if is_url(name) or os.path.lexists(name):
+        return not os.path.isdir(name)
+    return name != "-" and not glob.has_magic(name)
+
+
+def list_files(names: Iterable[str], suffixes: Collection[str], report: Callable[[str], None]) -> Iterator[str]:
+    """Find the files that `names` stand for, in a fixed order, with the names of one folder in memory at a time.
+
+    Args:
+        names: A folder stands for the files in it and below that end in one of `suffixes`, sorted by name, without
+            hidden ones and without what lies behind links to other folders. A pattern (`*`, `?`, `[...]`) stands for
+            the names that match it, as if the shell had put them in its place; one with `**`, which reaches into all
+            folders, for the files alone that end in one of `suffixes`. Any other name stands for itself, whether
+            there is such a file or not.
+        suffixes: In lower case.
+        report: Is told of a folder that holds no such file or cannot be read, and of a pattern that nothing matches.
+    """
+    for name in names:
+        if is_url(name) or os.path.lexists(name) or not glob.has_magic(name):
+            yield from _named(name, suffixes, report)
+            continue
+        matches = sorted(glob.glob(name, recursive=True))
+        if "**" in name:
+            matches = [match for match in matches if _ends_in(match, suffixes) and not os.path.isdir(match)]
+        if not matches:
+            report(f"no file matches {name}")
+        for match in matches:
+            yield from _named(match, suffixes, report)
+
+
+def _named(name: str, suffixes: Collection[str], report: Callable[[str], None]) -> Iterator[str]:
+    if is_url(name) or not os.path.isdir(name):
+        yield name
+        return
+    empty = True
+
+    def report_instead(message: str) -> None:
+        nonlocal empty
+        empty = False
+        report(message)
+
+    for path in _below(name, suffixes, report_instead):
+        empty = False
+        yield path
+    if empty:
+        few = ", ".join(sorted(suffixes)) if len(suffixes) < 5 else ".jpg, .png or the like"
+        report(f"no file in the folder {name} ends in {few}")
+
+
+def _below(folder: str, suffixes: Collection[str], report: Callable[[str], None]) -> Iterator[str]:
+    files, folders = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.name)
+                elif _ends_in(entry.name, suffixes) and _can_be_read(entry):
+                    files.append(entry.name)
+    except OSError as error:
+        report(f"cannot read the folder {folder}: {error.strerror}")
+    for name in sorted(files):
+        yield os.path.join(folder, name)
+    del files
+    for name in sorted(folders):
+        yield from _below(os.path.join(folder, name), suffixes, report)
+
+
+def _can_be_read(entry: os.DirEntry[str]) -> bool:
+    """No pipe, which would be waited for without end; a link to nothing is read, so that the error is seen."""
+    try:
+        return entry.is_file() or not os.path.exists(entry.path)
+    except OSError:  # a link to itself
+        return True
+
+
+def _ends_in(name: str, suffixes: Collection[str]) -> bool:
+    return os.path.splitext(name)[1].lower() in suffixes
+
+
+def read_names(stream: BinaryIO) -> Iterator[str]:
+    """The names in a stream, as they come: one a line, or each ended by a NUL as `find -print0` writes them."""
+    rest = b""
+    separator = None
+    while data := stream.read1(1 << 16):  # type: ignore[attr-defined]
+        rest += data
+        if separator is None and (b"\0" in rest or b"\n" in rest):
+            separator = b"\0" if b"\0" in rest else b"\n"  # no name holds a NUL, but a name may hold a newline
+        if separator is not None:
+            *names, rest = rest.split(separator)
+            yield from _decoded(names, separator)
+    yield from _decoded([rest], separator or b"\n")
+
+
+def _decoded(names: Iterable[bytes], separator: bytes) -> Iterator[str]:
+    for name in names:
+        name = name.removesuffix(b"\r") if separator == b"\n" else name
+        if name:
+            yield os.fsdecode(name)

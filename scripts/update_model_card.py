@@ -1,0 +1,30 @@
+"""Write the stored results into model_card.md and README.md, and the card into the published checkpoint's folder."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from modeling_showattend.captioner import DEFAULT_CHECKPOINT
+from modeling_showattend.model_card import published_card, stored_results, with_evaluation
+
+ROOT = Path(__file__).parent.parent
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    try:
+        results = stored_results(ROOT / "docs" / "results")
+        for path in (ROOT / "model_card.md", ROOT / "README.md"):
+            path.write_text(with_evaluation(path.read_text(), results))
+        if (ROOT / DEFAULT_CHECKPOINT).is_dir():
+            for name, content in published_card(ROOT / "model_card.md").items():
+                path = ROOT / DEFAULT_CHECKPOINT / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+// Keeps the captioner off the page's thread, which stays free to answer the visitor.
+
+import { OnnxCaptioner } from "./onnx_captioner.js";
+
+const model = new URL("model/", import.meta.url).href;
+const loading = OnnxCaptioner.load(model, (loaded, total) => postMessage({ kind: "progress", loaded, total }));
+loading.then(
+  ({ settings }) => postMessage({ kind: "ready", settings }),
+  (error) => postMessage({ kind: "unusable", message: error.message }),
+);
+
+let turn = Promise.resolve(); // one photo after the other
+onmessage = ({ data: { number, photo, numBeams } }) => {
+  turn = turn.then(async () => {
+    try {
+      const captioner = await loading;
+      postMessage({ kind: "caption", number, ...(await captioner.caption(photo, numBeams)) });
+    } catch (error) {
+      postMessage({ kind: "failure", number, message: error.message });
+    }
+  });
+};
