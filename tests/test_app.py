@@ -361,6 +361,7 @@ def test_a_broken_file_gives_a_message_and_the_page_lives_on(
     for reason in ("no photo that can be read", "damaged"):
         visitor.choose(files[reason])
         visitor.page.get_by_role("alert").filter(has_text=reason).wait_for()
+        visitor.page.locator("#photo-input img").wait_for(state="detached")  # put away: the next one has an input anew
     visitor.choose(photos[1])
     assert visitor.caption() == told[1]
     assert visitor.page.get_by_role("alert").count() == 0
