@@ -351,7 +351,14 @@ def test_interrupted_at_once_with_what_was_done(checkpoint: Path, photos: Path, 
     output = tmp_path / "captions.jsonl"
     arguments = command(checkpoint, "-", "--batch-size=1", f"--output={output}")
     process = subprocess.Popen(
-        arguments, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        arguments,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests that a shell runs in the background ignore Ctrl-C, and what they start would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdin is not None
     # It has read ahead as far as it may when it captions the first, and then waits for names that do not come.
