@@ -128,23 +128,23 @@ class ShowAttendAttention(nn.Module):
         self.A = nn.Linear(config.attention_dim, 1)
 
     def forward(
-        self, features: torch.Tensor, keys: torch.Tensor, query: torch.Tensor
+        self, values: torch.Tensor, keys: torch.Tensor, query: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Look at every photo once for each of its captions.
 
         Args:
-            features: (images, positions, encoder_dim).
+            values: The features, (images, positions, encoder_dim), or what is to be made of them, projected.
             keys: U(features), (images, positions, attention_dim): the same at every step, so computed once.
             query: W(h), (captions, attention_dim). An image's captions stand together, equally many for each.
 
         Returns:
-            The context (captions, encoder_dim) and the weights that made it, (captions, positions).
+            The context (captions, encoder_dim), likewise, and the weights that made it, (captions, positions).
         """
-        images, positions, _ = features.shape
+        images, positions, _ = values.shape
         query = query.view(images, -1, 1, query.shape[-1])  # (images, captions of each, 1, attention_dim)
         scores = self.A(torch.tanh(keys.unsqueeze(1) + query)).squeeze(-1)  # (images, captions of each, positions)
         weights = scores.softmax(dim=-1)
-        context = weights.to(features.dtype) @ features  # (images, captions of each, encoder_dim)
+        context = weights.to(values.dtype) @ values  # (images, captions of each, encoder_dim)
         return context.flatten(0, 1), weights.reshape(-1, positions)
 
 
@@ -175,7 +175,7 @@ class ShowAttendDecoder(nn.Module):
         Args:
             features: (images, positions, encoder_dim).
             input_ids: (captions, steps), where captions is a multiple of images.
-            cache: Holds h, c and U(features) from one call of `generate`'s loop to the next.
+            cache: Holds h, c, U(features) and [`projected`] features from one call of `generate`'s loop to the next.
 
         Returns:
             What the output layer reads, (captions, steps, units), and the attention, (captions, steps, positions).
@@ -189,9 +189,10 @@ class ShowAttendDecoder(nn.Module):
             # A photo loses the same channels at every position: its grid as a whole is what could be learnt by heart.
             features = features * F.dropout(torch.ones_like(features[:, :1]), self.config.feature_dropout)
         if cache is not None and cache.get_seq_length() > 0:
-            keys, h, c = cache.attention_keys, *cache.state
+            keys, values, h, c = cache.attention_keys, cache.attention_values, *cache.state
         else:
             keys = self.attention.U(features)  # (images, positions, attention_dim)
+            values = features if cache is None else self.projected(features)
             mean = features.mean(dim=1).repeat_interleave(captions // len(features), dim=0)
             h, c = self.init_h(mean), self.init_c(mean)  # (captions, decoder_dim) each
 
@@ -199,9 +200,7 @@ class ShowAttendDecoder(nn.Module):
         words = self.embedding(input_ids)  # (captions, steps, embed_size)
         if self.training and self.config.word_dropout:
             words = words * (torch.rand_like(words[..., :1]) >= self.config.word_dropout)
-        word_weight, context_weight = self.lstm_cell.weight_ih.split(
-            [self.config.embed_size, self.config.encoder_dim], dim=1
-        )
+        word_weight, context_weight = self._input_weights()
         word_gates = F.linear(words, word_weight, self.lstm_cell.bias_ih + self.lstm_cell.bias_hh)
         to_query = recurrent_linear(self.attention.W.weight, self.attention.W.bias)
         gates_from_state = recurrent_linear(self.lstm_cell.weight_hh)
@@ -209,10 +208,11 @@ class ShowAttendDecoder(nn.Module):
 
         states, contexts, attentions = [], [], []
         for step in range(steps):
-            context, attention = self.attention(features, keys, to_query(h))
+            context, attention = self.attention(values, keys, to_query(h))
             if self.config.context_gate:
                 context = torch.sigmoid(self.f_beta(h)) * context
-            gates = word_gates[:, step] + gates_from_context(context) + gates_from_state(h)  # (captions, 4 units)
+            context_gates = gates_from_context(context) if cache is None else context[:, : len(context_weight)]
+            gates = word_gates[:, step] + context_gates + gates_from_state(h)  # (captions, 4 units)
             write, keep, value, read = gates.chunk(4, dim=1)
             c = torch.sigmoid(keep) * c + torch.sigmoid(write) * torch.tanh(value)
             h = torch.sigmoid(read) * torch.tanh(c)
@@ -220,12 +220,34 @@ class ShowAttendDecoder(nn.Module):
             contexts.append(context)
             attentions.append(attention)
         if cache is not None:
-            cache.remember(h, c, keys, steps)
+            cache.remember(h, c, keys, values, steps)
 
         outputs = torch.stack(states, dim=1)  # (captions, steps, decoder_dim)
         if self.config.deep_output:
-            outputs = torch.tanh(words + self.output_h(self.drop(outputs)) + self.output_z(torch.stack(contexts, 1)))
+            context = torch.stack(contexts, dim=1)
+            context = self.output_z(context) if cache is None else context[..., len(context_weight) :]
+            outputs = torch.tanh(words + self.output_h(self.drop(outputs)) + context)
         return outputs, torch.stack(attentions, dim=1)
+
+    def projected(self, features: torch.Tensor) -> torch.Tensor:
+        """What the decoder makes of each position: attention's sum of these is the same made of its sum.
+
+        A caption that is told word by word would fetch these large weights from memory for every word.
+
+        Args:
+            features: (images, positions, encoder_dim).
+
+        Returns:
+            Their share of the LSTM's gates and, with a deep output, of what the output layer reads:
+            (images, positions, 4 decoder_dim [+ embed_size]).
+        """
+        _, context_weight = self._input_weights()
+        gates = F.linear(features, context_weight)
+        return torch.cat([gates, self.output_z(features)], dim=-1) if self.config.deep_output else gates
+
+    def _input_weights(self) -> tuple[torch.Tensor, ...]:
+        """The LSTM's weights for the word and for the context."""
+        return self.lstm_cell.weight_ih.split([self.config.embed_size, self.config.encoder_dim], dim=1)
 
 
 class LSTMState(CacheLayerMixin):
@@ -268,9 +290,10 @@ class LSTMState(CacheLayerMixin):
 
 
 class ShowAttendCache(Cache):
-    """What `generate` carries from step to step: the LSTM's state, and the attention keys that never change."""
+    """What `generate` carries from step to step: the LSTM's state, and of attention what never changes."""
 
     attention_keys: torch.Tensor
+    attention_values: torch.Tensor
 
     def __init__(self) -> None:
         self.lstm = LSTMState()
@@ -283,10 +306,11 @@ class ShowAttendCache(Cache):
         assert h is not None and c is not None, "the cache is empty"
         return h, c
 
-    def remember(self, h: torch.Tensor, c: torch.Tensor, attention_keys: torch.Tensor, steps: int) -> None:
+    def remember(self, h: torch.Tensor, c: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, steps: int) -> None:
         self.update(h, c, layer_idx=0)
         self.lstm.steps += steps
-        self.attention_keys = attention_keys  # (images, positions, attention_dim): beams of one image share them
+        # (images, positions, attention_dim), and (images, positions, ...): beams of one image share them
+        self.attention_keys, self.attention_values = keys, values
 
 
 class ShowAttendPreTrainedModel(PreTrainedModel):

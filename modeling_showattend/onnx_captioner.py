@@ -59,7 +59,7 @@ class OnnxCaptioner:
 
     Args:
         settings: What `captioner.json` holds.
-        encoder: The `onnxruntime.InferenceSession` from `pixel_values` to `features`, `keys`, `h` and `c`.
+        encoder: The `onnxruntime.InferenceSession` from `pixel_values` to `values`, `keys`, `h` and `c`.
         decoder: The one of a decoding step.
     """
 
@@ -129,13 +129,13 @@ class OnnxCaptioner:
                 raise ValueError(f"{name}={number!r} must be a whole number from {least}.")
 
         pixel_values = preprocess(read_photo(photo), self.settings["preprocessing"])
-        features, keys, h, c = self.encoder.run(["features", "keys", "h", "c"], {"pixel_values": pixel_values[None]})
+        values, keys, h, c = self.encoder.run(["values", "keys", "h", "c"], {"pixel_values": pixel_values[None]})
 
         def step(token_ids: Sequence[int], h: Floats, c: Floats) -> list[Floats]:
-            # All captions are of one photo: the graph's first dimension is 1, and they share its features.
+            # All captions are of one photo: the graph's first dimension is 1, and they share its grid.
             state = {"input_ids": np.array([token_ids], np.int64), "h": h[None], "c": c[None]}
             outputs = ["logits", "next_h", "next_c", "attention"]
-            return [output[0] for output in self.decoder.run(outputs, {**state, "features": features, "keys": keys})]
+            return [output[0] for output in self.decoder.run(outputs, {**state, "values": values, "keys": keys})]
 
         start, end = generation["decoder_start_token_id"], generation["eos_token_id"]
         if num_beams == 1:

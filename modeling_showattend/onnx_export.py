@@ -3,13 +3,13 @@
 Two graphs make a caption. The encoder runs once a photo, the decoder once a word piece:
 
     encoder: pixel_values (images, 3, height, width)
-             -> features (images, positions, encoder_dim), keys (images, positions, attention_dim), h, c
-    decoder: input_ids (images, captions), h, c, features, keys
+             -> values (images, positions, ...), keys (images, positions, attention_dim), h, c
+    decoder: input_ids (images, captions), h, c, values, keys
              -> logits (images, captions, vocab_size), next_h, next_c, attention (images, captions, positions)
 
 `h` and `c` are the LSTM's state: (images, 1, decoder_dim) from the encoder, (images, captions, decoder_dim) from the
-decoder. The captions of an image, the beams of a search, share its features. Inputs and outputs are float32 in every
-precision.
+decoder. `values` are the grid's features, projected to what the decoder makes of them. The captions of an image, the
+beams of a search, share them. Inputs and outputs are float32 in every precision.
 """
 
 import io
@@ -65,7 +65,7 @@ class _Encoder(nn.Module):
         decoder = self.model.decoder
         features = self.model.encoder(pixel_values=pixel_values).last_hidden_state  # (images, positions, encoder_dim)
         mean = features.mean(dim=1, keepdim=True)  # (images, 1, encoder_dim)
-        return features, decoder.attention.U(features), decoder.init_h(mean), decoder.init_c(mean)
+        return decoder.projected(features), decoder.attention.U(features), decoder.init_h(mean), decoder.init_c(mean)
 
 
 class _DecodingStep(nn.Module):
@@ -80,12 +80,12 @@ class _DecodingStep(nn.Module):
         input_ids: torch.Tensor,  # (images, captions)
         h: torch.Tensor,  # (images, captions, decoder_dim)
         c: torch.Tensor,
-        features: torch.Tensor,  # (images, positions, encoder_dim)
+        values: torch.Tensor,  # (images, positions, ...)
         keys: torch.Tensor,  # (images, positions, attention_dim)
     ) -> tuple[torch.Tensor, ...]:
         cache = ShowAttendCache()
-        cache.remember(h.flatten(0, 1), c.flatten(0, 1), keys, steps=1)
-        outputs, attentions = self.decoder(features, input_ids.reshape(-1, 1), cache)
+        cache.remember(h.flatten(0, 1), c.flatten(0, 1), keys, values, steps=1)
+        outputs, attentions = self.decoder(values, input_ids.reshape(-1, 1), cache)
         results = (self.decoder.fcn(outputs), *cache.state, attentions)
         return tuple(result.reshape(*input_ids.shape, result.shape[-1]) for result in results)
 
@@ -109,8 +109,8 @@ def export_onnx(
         calibration: A folder of photos such as the captioner is to see, for int8; 64 of them are used.
 
     Returns:
-        For each precision how far it is from torch, relative to the values: `features`, `logits`, `attention`; and its
-        `megabytes`.
+        For each precision how far its `values`, `logits` and `attention` are from torch's, relative to their size; and
+        its `megabytes`.
 
     Raises:
         OSError: If the checkpoint cannot be read or the folder not be written.
@@ -222,7 +222,7 @@ def _settings(model: ShowAttendForConditionalGeneration, processor: ShowAttendPr
 def _encoder_graph(model: ShowAttendForConditionalGeneration, size: tuple[int, int]) -> onnx.ModelProto:
     images = torch.export.Dim("images")
     return _to_onnx(
-        _Encoder(model), {"pixel_values": (torch.zeros(2, 3, *size), {0: images})}, ["features", "keys", "h", "c"]
+        _Encoder(model), {"pixel_values": (torch.zeros(2, 3, *size), {0: images})}, ["values", "keys", "h", "c"]
     )
 
 
@@ -231,11 +231,12 @@ def _decoder_graph(model: ShowAttendForConditionalGeneration, settings: dict[str
     grid = settings["attention_grid"]
     positions, config = grid["rows"] * grid["columns"], model.config
     state = 2, CAPTIONS, config.decoder_dim
+    width = model.decoder.projected(torch.zeros(1, 1, config.encoder_dim)).shape[-1]
     inputs = {
         "input_ids": (torch.zeros(2, CAPTIONS, dtype=torch.long), {0: images, 1: captions}),
         "h": (torch.zeros(state), {0: images, 1: captions}),
         "c": (torch.zeros(state), {0: images, 1: captions}),
-        "features": (torch.zeros(2, positions, config.encoder_dim), {0: images}),
+        "values": (torch.zeros(2, positions, width), {0: images}),
         "keys": (torch.zeros(2, positions, config.attention_dim), {0: images}),
     }
     return _to_onnx(_DecodingStep(model), inputs, ["logits", "next_h", "next_c", "attention"])
@@ -364,11 +365,11 @@ def _differences(
     input_ids = model.generate(pixel_values, num_beams=CAPTIONS, num_return_sequences=CAPTIONS)
     expected = model(pixel_values=pixel_values, decoder_input_ids=input_ids)
 
-    features, keys, h, c = captioner.encoder.run(["features", "keys", "h", "c"], {"pixel_values": photos})
+    values, keys, h, c = captioner.encoder.run(["values", "keys", "h", "c"], {"pixel_values": photos})
     h, c = h.repeat(CAPTIONS, axis=1), c.repeat(CAPTIONS, axis=1)  # (images, captions, decoder_dim)
     steps = []
     for ids in input_ids.unflatten(0, (-1, CAPTIONS)).unbind(dim=-1):
-        inputs = {"input_ids": ids.numpy(), "h": h, "c": c, "features": features, "keys": keys}
+        inputs = {"input_ids": ids.numpy(), "h": h, "c": c, "values": values, "keys": keys}
         logits, h, c, attention = captioner.decoder.run(["logits", "next_h", "next_c", "attention"], inputs)
         steps.append((logits, attention))
     logits, attention = (np.stack(step, axis=2) for step in zip(*steps, strict=True))  # (images, captions, steps, ...)
@@ -378,7 +379,7 @@ def _differences(
         return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
 
     return {
-        "features": difference(features, expected.encoder_last_hidden_state),
+        "values": difference(values, model.decoder.projected(expected.encoder_last_hidden_state)),
         "logits": difference(logits, expected.logits),
         "attention": difference(attention, expected.cross_attentions[0]),
     }

@@ -202,7 +202,9 @@ def train(recipe: Recipe) -> Path:
                             ).loss
                         else:
                             inputs = model.prepare_decoder_input_ids_from_labels(targets)
-                            logits = wrapped(image_features=image_features, decoder_input_ids=inputs).logits
+                            logits = wrapped(
+                                image_features=image_features, decoder_input_ids=inputs, use_cache=False
+                            ).logits
                             pieces = (targets != -100).sum() * len(batches) * accelerator.num_processes
                             loss = policy_gradient_loss(logits, targets, advantages) / pieces
                     accelerator.backward(loss * accelerator.num_processes)  # whose mean is taken over the processes

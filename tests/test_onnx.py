@@ -177,12 +177,12 @@ def test_lower_precision_is_smaller_and_nearly_the_same(
     model, processor = load_captioner(exported / "checkpoint")
     pixel_values = processor(images=photos, return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
-        features = model.encoder(pixel_values=pixel_values)[0].numpy()
+        values = model.decoder.projected(model.encoder(pixel_values=pixel_values)[0]).numpy()
     sizes = {}
     for precision, least, most in (("float32", 0, 1e-4), ("float16", 1e-5, 1e-2), ("int8", 1e-3, 0.2)):
         captioner = OnnxCaptioner.from_pretrained(exported / "onnx", precision)
-        (ours,) = captioner.encoder.run(["features"], {"pixel_values": pixel_values.numpy()})
-        assert ours.dtype == np.float32 and least <= norm(ours - features, features) < most
+        (ours,) = captioner.encoder.run(["values"], {"pixel_values": pixel_values.numpy()})
+        assert ours.dtype == np.float32 and least <= norm(ours - values, values) < most
         for num_beams in (1, BEAMS):
             caption = captioner(photos[0], num_beams=num_beams)
             np.testing.assert_allclose(caption.attentions.sum(axis=(1, 2)), 1, atol=1e-5)
@@ -203,14 +203,14 @@ def test_any_number_of_images_and_of_their_captions(
     captioner = OnnxCaptioner.from_pretrained(export(name) / "onnx")
     settings = captioner.settings
     pixel_values = np.stack([preprocess(photo, settings["preprocessing"]) for photo in photos[:5]])
-    names = ["features", "keys", "h", "c"]
+    names = ["values", "keys", "h", "c"]
     encoded = captioner.encoder.run(names, {"pixel_values": pixel_values})
     for number in range(5):
         alone = captioner.encoder.run(names, {"pixel_values": pixel_values[number : number + 1]})
         for output, expected in zip(encoded, alone, strict=True):
             np.testing.assert_allclose(output[number : number + 1], expected, atol=1e-4)
 
-    features, keys, _, _ = encoded
+    values, keys, _, _ = encoded
     random = np.random.default_rng(0)
     input_ids = random.integers(0, len(settings["vocabulary"]), (5, 4))
     state = random.normal(size=(2, 5, 4, settings["decoder_dim"])).astype(np.float32)
@@ -218,7 +218,7 @@ def test_any_number_of_images_and_of_their_captions(
     def step(images: slice, captions: slice) -> list[np.ndarray]:
         h, c = state[:, images, captions]
         inputs = {"input_ids": input_ids[images, captions], "h": h, "c": c}
-        inputs |= {"features": features[images], "keys": keys[images]}
+        inputs |= {"values": values[images], "keys": keys[images]}
         results: list[np.ndarray] = captioner.decoder.run(["logits", "next_h", "next_c", "attention"], inputs)
         return results
 

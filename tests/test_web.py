@@ -305,7 +305,7 @@ def test_the_searches_are_those_of_python(
             """async ([settings, logits, attentions, file]) => {
                 const { OnnxCaptioner } = await import("./onnx_captioner.js");
                 const one = { data: new Float32Array(1), dims: [1, 1, 1] };
-                const encoder = { run: async () => ({ features: one, keys: one, h: one, c: one }) };
+                const encoder = { run: async () => ({ values: one, keys: one, h: one, c: one }) };
                 const decoder = { run: async ({ input_ids, c }) => {
                     const next = (state, i) => (3 * state + Number(input_ids.data[i]) + 1) % logits.length;
                     const states = [...c.data].map(next);

@@ -57,17 +57,17 @@ export class OnnxCaptioner {
   async caption(photo, numBeams = this.settings.generation.num_beams) {
     const { preprocessing, generation } = this.settings;
     const pixels = await preprocess(photo, preprocessing);
-    const { features, keys, h, c } = await this.encoder.run({
+    const { values, keys, h, c } = await this.encoder.run({
       pixel_values: new ort.Tensor("float32", pixels, [1, 3, preprocessing.height, preprocessing.width]),
     });
-    // All captions are of one photo: the graph's first dimension is 1, and they share its features.
+    // All captions are of one photo: the graph's first dimension is 1, and they share its grid.
     const step = async (tokenIds, states) => {
       const shape = [1, tokenIds.length, this.settings.decoder_dim];
       const outputs = await this.decoder.run({
         input_ids: new ort.Tensor("int64", BigInt64Array.from(tokenIds, BigInt), [1, tokenIds.length]),
         h: new ort.Tensor("float32", joined(states.map((state) => state.h)), shape),
         c: new ort.Tensor("float32", joined(states.map((state) => state.c)), shape),
-        features,
+        values,
         keys,
       });
       const [logits, nextH, nextC, attention] = ["logits", "next_h", "next_c", "attention"].map((name) =>
