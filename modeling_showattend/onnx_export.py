@@ -36,7 +36,7 @@ from .processing_showattend import ShowAttendProcessor
 
 try:
     import onnx
-    import onnxscript  # noqa: F401 - torch's exporter needs it
+    import onnxscript.optimizer  # torch's exporter needs onnxscript as well
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_dynamic
     from onnxruntime.quantization import quantize_static as quantize_statically
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -259,6 +259,8 @@ def _to_onnx(
             verbose=False,
         )
     assert program is not None
+    # Each graph reads a part of the LSTM's weights: folded, it is a weight of its own, and not the whole in both.
+    onnxscript.optimizer.optimize(program.model, input_size_limit=2**31, output_size_limit=2**31)
     graph = program.model_proto
     for node in graph.graph.node:
         del node.metadata_props[:]  # stack traces, which tell whoever gets the file about this machine's folders

@@ -170,6 +170,15 @@ def test_the_folder_holds_its_files_and_no_trace_of_this_machine(export: Callabl
     ] == []
 
 
+@pytest.mark.parametrize("name", [PLAIN, GATED])
+def test_each_weight_lies_in_one_graph(name: str, export: Callable[[str], Path]) -> None:
+    exported = export(name)
+    graphs = [onnx.load(exported / "onnx" / f"{part}.float32.onnx").graph for part in ("encoder", "decoder")]
+    model, _ = load_captioner(exported / "checkpoint")
+    whole = tuple(model.decoder.lstm_cell.weight_ih.shape)  # each graph reads a part of it
+    assert whole not in [tuple(weight.dims) for graph in graphs for weight in graph.initializer]
+
+
 def test_lower_precision_is_smaller_and_nearly_the_same(
     export: Callable[[str], Path], photos: list[Image.Image]
 ) -> None:

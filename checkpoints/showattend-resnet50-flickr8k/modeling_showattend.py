@@ -247,7 +247,8 @@ class ShowAttendDecoder(nn.Module):
 
     def _input_weights(self) -> tuple[torch.Tensor, ...]:
         """The LSTM's weights for the word and for the context."""
-        return self.lstm_cell.weight_ih.split([self.config.embed_size, self.config.encoder_dim], dim=1)
+        weight, embed_size = self.lstm_cell.weight_ih, self.config.embed_size
+        return weight[:, :embed_size], weight[:, embed_size:]
 
 
 class LSTMState(CacheLayerMixin):
