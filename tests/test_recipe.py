@@ -99,7 +99,10 @@ def test_bad_preset(tmp_path: Path, text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "orignal"], r"no preset .*/orignal.yaml: name one of .*original, .*tuned, .*or a YAML file"),
+        (
+            ["--preset", "orignal"],
+            r"no preset .*/orignal.yaml: name one of .*original, .*tuned, two_stages, or a YAML file",
+        ),
         (["--preset", "nowhere/mine.yaml"], r"no preset nowhere/mine.yaml"),
         (["--preset"], "--preset: expected one argument"),
         (["--batchsize", "3"], "^unknown arguments: --batchsize 3$"),
