@@ -114,7 +114,8 @@ def evaluate_checkpoint(
     model, processor = load_captioner(checkpoint)
     model.to(accelerator.device)
     # The checkpoint's own settings, for the figures must say how the captions were searched for.
-    own = {name: getattr(model.generation_config, name, None) for name in ("num_beams", "length_penalty")}
+    names = ("num_beams", "length_penalty", "no_repeat_ngram_size")
+    own = {name: getattr(model.generation_config, name, None) for name in names}
     generation = {"num_beams": 1} | {name: value for name, value in own.items() if value is not None} | generation
     with accelerator.main_process_first():
         splits = load_captions(dataset)

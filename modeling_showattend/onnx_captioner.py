@@ -137,11 +137,14 @@ class OnnxCaptioner:
             outputs = ["logits", "next_h", "next_c", "attention"]
             return [output[0] for output in self.decoder.run(outputs, {**state, "values": values, "keys": keys})]
 
-        start, end = generation["decoder_start_token_id"], generation["eos_token_id"]
-        if num_beams == 1:
-            best = _greedy_search(step, h[0], c[0], start, end, max_length - 1)
-        else:
-            best = _beam_search(step, h[0], c[0], start, end, max_length - 1, num_beams, length_penalty)
+        search = _Search(
+            step=step,
+            start=generation["decoder_start_token_id"],
+            end=generation["eos_token_id"],
+            max_pieces=max_length - 1,
+            no_repeat_ngram_size=generation["no_repeat_ngram_size"],
+        )
+        best = search.greedy(h[0], c[0]) if num_beams == 1 else search.beam(h[0], c[0], num_beams, length_penalty)
         grid = self.settings["attention_grid"]
         return Caption(
             text=self.decode(best.token_ids),
@@ -208,50 +211,68 @@ def preprocess(image: Image.Image, settings: dict[str, Any]) -> Floats:
     return np.ascontiguousarray(normalised.transpose(2, 0, 1))
 
 
-def _greedy_search(step: Step, h: Floats, c: Floats, start: int, end: int, max_pieces: int) -> _Hypothesis:
-    token_ids: list[int] = []
-    attentions: list[Floats] = []
-    while len(token_ids) < max_pieces and end not in token_ids[-1:]:
-        logits, h, c, attention = step(token_ids[-1:] or [start], h, c)
-        token_ids.append(int(logits[0].argmax()))
-        attentions.append(attention[0])
-    return _Hypothesis(np.float32(0), tuple(token_ids), tuple(attentions))
+class _Search(NamedTuple):
+    """Searches for the likeliest caption of a photo, word piece by word piece."""
 
+    step: Step
+    start: int
+    end: int
+    max_pieces: int
+    no_repeat_ngram_size: int  # 0: captions may repeat themselves
 
-def _beam_search(
-    step: Step, h: Floats, c: Floats, start: int, end: int, max_pieces: int, num_beams: int, length_penalty: float
-) -> _Hypothesis:
-    """The best of the captions that transformers' beam search finds, with its default `early_stopping=False`."""
-    running = [_Hypothesis(np.float32(0), (), ())]  # best first; the score is the log probability
-    ended: list[_Hypothesis] = []  # best first; the score is divided by length ** length_penalty
-    for length in range(1, max_pieces + 1):
-        logits, h, c, attention = step([beam.token_ids[-1] if length > 1 else start for beam in running], h, c)
-        scores = _log_softmax(logits) + np.stack([beam.score for beam in running])[:, None]  # (beams, vocab_size)
-        # Twice as many as there are beams, so that enough go on where some of them end.
-        best = _largest(scores.ravel(), 2 * num_beams)
-        parents, tokens = np.divmod(best, scores.shape[1])
-        candidates = [
-            _Hypothesis(
-                scores[parent, token],
-                (*running[parent].token_ids, int(token)),
-                (*running[parent].attentions, attention[parent]),
-            )
-            for parent, token in zip(parents, tokens, strict=True)
-        ]
-        at_end = (tokens == end) | (length == max_pieces)
-        for candidate, has_ended in zip(candidates[:num_beams], at_end, strict=False):
-            if has_ended:
-                ended.append(candidate._replace(score=candidate.score / length**length_penalty))
-        ended = sorted(ended, key=lambda caption: -caption.score)[:num_beams]
-        going_on = np.flatnonzero(~at_end)[:num_beams]
-        if not len(going_on):
-            break
-        running = [candidates[number] for number in going_on]
-        h, c = h[parents[going_on]], c[parents[going_on]]
-        # A guess at what a running caption can still reach: longer, it could have a better score than now.
-        if len(ended) == num_beams and running[0].score / length**length_penalty <= ended[-1].score:
-            break
-    return ended[0]
+    def greedy(self, h: Floats, c: Floats) -> _Hypothesis:
+        token_ids: list[int] = []
+        attentions: list[Floats] = []
+        while len(token_ids) < self.max_pieces and self.end not in token_ids[-1:]:
+            logits, h, c, attention = self.step(token_ids[-1:] or [self.start], h, c)
+            logits[0, self.repeating(token_ids)] = -np.inf
+            token_ids.append(int(logits[0].argmax()))
+            attentions.append(attention[0])
+        return _Hypothesis(np.float32(0), tuple(token_ids), tuple(attentions))
+
+    def beam(self, h: Floats, c: Floats, num_beams: int, length_penalty: float) -> _Hypothesis:
+        """The best of the captions that transformers' beam search finds, with its default `early_stopping=False`."""
+        running = [_Hypothesis(np.float32(0), (), ())]  # best first; the score is the log probability
+        ended: list[_Hypothesis] = []  # best first; the score is divided by length ** length_penalty
+        for length in range(1, self.max_pieces + 1):
+            last = [beam.token_ids[-1] if length > 1 else self.start for beam in running]
+            logits, h, c, attention = self.step(last, h, c)
+            log_probs = _log_softmax(logits)
+            for row, beam in zip(log_probs, running, strict=True):
+                row[self.repeating(beam.token_ids)] = -np.inf
+            scores = log_probs + np.stack([beam.score for beam in running])[:, None]  # (beams, vocab_size)
+            # Twice as many as there are beams, so that enough go on where some of them end.
+            best = _largest(scores.ravel(), 2 * num_beams)
+            parents, tokens = np.divmod(best, scores.shape[1])
+            candidates = [
+                _Hypothesis(
+                    scores[parent, token],
+                    (*running[parent].token_ids, int(token)),
+                    (*running[parent].attentions, attention[parent]),
+                )
+                for parent, token in zip(parents, tokens, strict=True)
+            ]
+            at_end = (tokens == self.end) | (length == self.max_pieces)
+            for candidate, has_ended in zip(candidates[:num_beams], at_end, strict=False):
+                if has_ended:
+                    ended.append(candidate._replace(score=candidate.score / length**length_penalty))
+            ended = sorted(ended, key=lambda caption: -caption.score)[:num_beams]
+            going_on = np.flatnonzero(~at_end)[:num_beams]
+            if not len(going_on):
+                break
+            running = [candidates[number] for number in going_on]
+            h, c = h[parents[going_on]], c[parents[going_on]]
+            # A guess at what a running caption can still reach: longer, it could have a better score than now.
+            if len(ended) == num_beams and running[0].score / length**length_penalty <= ended[-1].score:
+                break
+        return ended[0]
+
+    def repeating(self, token_ids: Sequence[int]) -> list[int]:
+        """The pieces that would end a second occurrence of `no_repeat_ngram_size` pieces in a row."""
+        size, pieces = self.no_repeat_ngram_size, (self.start, *token_ids)
+        places = range(len(pieces) - size + 1) if size else ()
+        last = pieces[len(pieces) - size + 1 :]
+        return [pieces[place + size - 1] for place in places if pieces[place : place + size - 1] == last]
 
 
 def _largest(values: Floats, number: int) -> NDArray[np.intp]:

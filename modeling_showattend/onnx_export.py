@@ -179,7 +179,8 @@ def _settings(model: ShowAttendForConditionalGeneration, processor: ShowAttendPr
     height, width = images.size.get("height"), images.size.get("width")
     if not (images.do_resize and height and width) or images.do_center_crop:
         raise ValueError("The export knows photos that are resized to a height and a width, not cropped ones.")
-    followed = {"max_length", "num_beams", "length_penalty", "decoder_start_token_id", "eos_token_id"}
+    followed = {"max_length", "num_beams", "length_penalty", "no_repeat_ngram_size"}
+    followed |= {"decoder_start_token_id", "eos_token_id"}
     # Of no effect on the captions:
     followed |= {"bos_token_id", "pad_token_id", "use_cache", "transformers_version", "_from_model_config"}
     followed |= {"output_attentions", "output_hidden_states", "output_scores", "return_dict_in_generate"}
@@ -211,6 +212,7 @@ def _settings(model: ShowAttendForConditionalGeneration, processor: ShowAttendPr
             "max_length": generation["max_length"],  # the start token counted
             "num_beams": generation.get("num_beams") or 1,
             "length_penalty": generation.get("length_penalty", 1.0),
+            "no_repeat_ngram_size": generation.get("no_repeat_ngram_size") or 0,
         },
         "attention_grid": {"rows": rows, "columns": columns},
         "decoder_dim": model.config.decoder_dim,

@@ -41,8 +41,9 @@ def sample_captions(
     training = model.training
     model.eval()  # the captions that are judged are those that the model would give, without dropout
     encoded = model.encoder(image_features=batch.image_features.to(model.device))
-    settings: dict[str, Any] = dict(max_length=max_length, num_beams=1)
-    whole: dict[str, Any] = dict(do_sample=True, top_k=0, top_p=1.0, temperature=1.0)  # whatever the checkpoint says
+    # Whatever the checkpoint says of them:
+    settings: dict[str, Any] = dict(max_length=max_length, num_beams=1, no_repeat_ngram_size=0)
+    whole: dict[str, Any] = dict(do_sample=True, top_k=0, top_p=1.0, temperature=1.0)
     sampled = model.generate(encoder_outputs=encoded, num_return_sequences=samples, **whole, **settings)
     sequences = sampled[:, 1:]  # without [CLS]
     ends = (sequences == processor.tokenizer.sep_token_id).long()

@@ -14,9 +14,12 @@ def main() -> None:
     parser.add_argument("output_dir", metavar="OUT_FOLDER", help="where to write it, with weights in float16")
     parser.add_argument("--num-beams", "--num_beams", type=int, help="that generate is to use by default")
     parser.add_argument("--length-penalty", "--length_penalty", type=float, help="likewise")
+    parser.add_argument(
+        "--no-repeat-ngram-size", "--no_repeat_ngram_size", type=int, help="likewise; 3: no three word pieces twice"
+    )
     options = parser.parse_args()
-    named = {"num_beams": options.num_beams, "length_penalty": options.length_penalty}
-    generation = {name: value for name, value in named.items() if value is not None}
+    names = ("num_beams", "length_penalty", "no_repeat_ngram_size")
+    generation = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     logging.disable_progress_bar()
     try:
         size = pack_checkpoint(options.checkpoint, options.output_dir, **generation)

@@ -88,6 +88,8 @@ def export(
             gated: dict[str, Any] = {"seed": 3, "context_gate": True, "deep_output": True}
             model = make_model(**(gated if name == GATED else {"seed": 1}))
             settings = {"max_length": MAX_LENGTH, "num_beams": BEAMS, "length_penalty": LENGTH_PENALTY}
+            if name == GATED:
+                settings["no_repeat_ngram_size"] = 2
             model.generation_config.update(**settings)
             model.save_pretrained(folder / "checkpoint")
             processor.save_pretrained(folder / "checkpoint")
@@ -155,6 +157,11 @@ def test_captions_and_attentions_are_those_of_torch(
     # Else the random weights are too dull for this test: captions of many lengths, that end by themselves or are cut,
     # and the last search, which is to stop as early as torch's, would find better ones if it went on.
     assert len(set(told)) > 20 and len(lengths) > 5 and {ended for _, ended in lengths} == {True, False}
+    # So do captions that are to repeat no two pieces: without that they would.
+    for search in searches[:2] if name == GATED else ():
+        free = model.generate(**inputs, **search, no_repeat_ngram_size=0)
+        texts_of_free = processor.batch_decode(free, skip_special_tokens=True)
+        assert texts_of_free != [captioner(photo, **search).text for photo in photos]
     patient = model.generate(**inputs, **searches[-1], early_stopping="never")
     assert name == PLAIN or processor.batch_decode(patient, skip_special_tokens=True) != texts
 
@@ -448,7 +455,7 @@ def test_what_cannot_be_exported(export: Callable[[str], Path], tmp_path: Path) 
     generation = checkpoint / "generation_config.json"
     usual = json.loads(generation.read_text())
     for changes, message in (
-        ({"no_repeat_ngram_size": 2}, "does not know the generation setting no_repeat_ngram_size"),
+        ({"repetition_penalty": 1.2}, "does not know the generation setting repetition_penalty"),
         ({"do_sample": True, "early_stopping": True}, "does not know the generation setting do_sample, early_stopping"),
         ({"eos_token_id": [3, 4]}, "needs one eos_token_id in the captioner's generation config"),
         ({"max_length": None}, "needs one max_length in the captioner's generation config"),

@@ -34,6 +34,7 @@ def batch(image_features: torch.Tensor) -> Batch:
 @pytest.mark.parametrize("training", [True, False])
 def test_samples(make_model: MakeModel, processor: ShowAttendProcessor, batch: Batch, training: bool) -> None:
     model = make_model(seed=1).train(training)
+    model.generation_config.no_repeat_ngram_size = 1  # would change the distribution that is sampled from
     reward = CountDogs()
     torch.manual_seed(0)
     labels, _, mean_reward = sample_captions(model, processor, batch, reward, 20, "samples", max_length=9)
@@ -47,6 +48,7 @@ def test_samples(make_model: MakeModel, processor: ShowAttendProcessor, batch: B
         ends += SEP in row
     assert 0 < ends < 60  # some ended by themselves, others were cut
     assert len({tuple(row) for row in labels[:20].tolist()}) > 10
+    assert any(len(set(row) - {-100}) < len([piece for piece in row if piece != -100]) for row in labels.tolist())
     ((ids, captions),) = reward.asked
     assert ids == ["a.jpg"] * 20 + ["b.jpg"] * 20 + ["c.jpg"] * 20
     pieces = labels.masked_fill(labels == -100, PAD)

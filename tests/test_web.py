@@ -298,6 +298,7 @@ def test_the_searches_are_those_of_python(
             "num_beams": 1 + seed % 4,
             "max_length": (3, 12, 30)[seed % 3],
             "length_penalty": (-1.0, 0.0, 0.5, 1.0, 3.0)[seed % 5],
+            "no_repeat_ngram_size": (0, 1, 2, 3)[seed // 4 % 4],
         }
         settings = captioner.settings | {"vocabulary": vocabulary, "special_token_ids": [0, 1, 8, 9, 10]}
         settings |= {"generation": generation, "decoder_dim": 1}

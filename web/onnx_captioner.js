@@ -114,10 +114,12 @@ function spaced(piece) {
   return /^([.?!,]|n't|'(m|s|ve|re))/.test(piece) ? piece : ` ${piece}`;
 }
 
-async function greedySearch(step, state, { decoder_start_token_id, eos_token_id, max_length }) {
+async function greedySearch(step, state, generation) {
+  const { decoder_start_token_id, eos_token_id, max_length } = generation;
   const [tokenIds, attentions] = [[], []];
   while (tokenIds.length < max_length - 1 && tokenIds.at(-1) !== eos_token_id) {
     [state] = await step([tokenIds.at(-1) ?? decoder_start_token_id], [state]);
+    for (const repeating of repeatingPieces(tokenIds, generation)) state.logits[repeating] = -Infinity;
     tokenIds.push(largest(state.logits, 1)[0]);
     attentions.push(state.attention);
   }
@@ -133,7 +135,13 @@ async function beamSearch(step, state, generation, numBeams) {
     const tokenIds = running.map((beam) => beam.tokenIds.at(-1) ?? decoder_start_token_id);
     const states = await step(tokenIds, running.map((beam) => beam.state));
     const size = states[0].logits.length;
-    const scores = joined(states.map(({ logits }, i) => logSoftmax(logits).map((score) => score + running[i].score)));
+    const scores = joined(
+      states.map(({ logits }, i) => {
+        const logProbs = logSoftmax(logits);
+        for (const repeating of repeatingPieces(running[i].tokenIds, generation)) logProbs[repeating] = -Infinity;
+        return logProbs.map((logProb) => logProb + running[i].score);
+      }),
+    );
     // Twice as many as there are beams, so that enough go on where some of them end.
     const candidates = largest(scores, 2 * numBeams).map((place) => {
       const [parent, token] = [Math.floor(place / size), place % size];
@@ -155,6 +163,14 @@ async function beamSearch(step, state, generation, numBeams) {
     if (ended.length === numBeams && running[0].score / length ** length_penalty <= ended.at(-1).score) break;
   }
   return ended[0];
+}
+
+/** The pieces that would end a second occurrence of `no_repeat_ngram_size` pieces in a row. */
+function repeatingPieces(tokenIds, { decoder_start_token_id, no_repeat_ngram_size: size }) {
+  if (!size) return [];
+  const pieces = [decoder_start_token_id, ...tokenIds];
+  const last = pieces.slice(pieces.length - size + 1);
+  return pieces.slice(size - 1).filter((_, place) => last.every((piece, i) => pieces[place + i] === piece));
 }
 
 /** Where the largest values are, in descending order. */
