@@ -62,8 +62,7 @@ checkpoint: $(VENV)/.dev-installed
 	$(MIX) "$(RUNS)/mixed" "$(RUNS)/6/best" 0.44 "$(RUNS)/two-of-three"
 	$(MIX) "$(RUNS)/two-of-three" "$(RUNS)/7/best" 0.22 "$(RUNS)/three-of-four"
 	$(MIX) "$(RUNS)/three-of-four" "$(RUNS)/8/best" 0.42 "$(RUNS)/four-of-four"
-	"$(VENV)/bin/python" scripts/pack_checkpoint.py "$(RUNS)/four-of-four" "$(CHECKPOINT)" --num-beams 5 \
-		--no-repeat-ngram-size 3
+	"$(VENV)/bin/python" scripts/pack_checkpoint.py "$(RUNS)/four-of-four" "$(CHECKPOINT)" --num-beams 5
 
 test: $(VENV)/.dev-installed
 	@"$(VENV)/bin/python" -m pytest -n 2 --dist loadfile
