@@ -160,8 +160,8 @@ def test_captions_and_attentions_are_those_of_torch(
     # So do captions that are to repeat no two pieces: without that they would.
     for search in searches[:2] if name == GATED else ():
         free = model.generate(**inputs, **search, no_repeat_ngram_size=0)
-        texts_of_free = processor.batch_decode(free, skip_special_tokens=True)
-        assert texts_of_free != [captioner(photo, **search).text for photo in photos]
+        repetitive = processor.batch_decode(free, skip_special_tokens=True)
+        assert repetitive != [captioner(photo, **search).text for photo in photos]
     patient = model.generate(**inputs, **searches[-1], early_stopping="never")
     assert name == PLAIN or processor.batch_decode(patient, skip_special_tokens=True) != texts
 
