@@ -43,6 +43,13 @@ class Recipe:
     tokenizer: str = _setting("bert-base-uncased", "Hub id, folder, or vocab.txt of a BERT tokenizer.")
     prune_tokenizer: bool = _setting(False, "Keep only the word pieces that the training captions use.")
     keep_final_stop: bool = _setting(True, "Keep the full stop that ends a caption.")
+    teacher_captions: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Files that scripts/caption.py wrote of the training photos (JSON Lines): learn the best, and "
+            "of a photo's own captions those that agree best."
+        },
+    )
     max_length: int = _setting(30, "Word pieces of a caption, [CLS] and [SEP] counted; longer ones are cut.")
     flip: bool = _setting(False, "Show each photo mirrored half the time.")
     min_crop: float = _setting(
@@ -127,6 +134,8 @@ class Recipe:
             raise ValueError(f"--max-length must be at least 3 ([CLS], a piece and [SEP]), not {self.max_length}.")
         if self.objective == "self_critical" and self.init_from is None:
             raise ValueError("--objective self_critical is a second phase: name its start with --init-from.")
+        if self.objective == "self_critical" and self.teacher_captions:
+            raise ValueError("--teacher-captions are learnt with --objective cross_entropy.")
         if self.baseline == "samples" and self.samples_per_photo < 2:
             raise ValueError("--baseline samples needs --samples-per-photo of at least 2.")
 

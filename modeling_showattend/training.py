@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from .batches import Epoch, StepDataset, make_items, random_crop
 from .captioner import load_captioner
 from .configuration_showattend import ShowAttendConfig
 from .data import load_captions
+from .distillation import distilled_captions
 from .evaluation import caption_photos, validation_loss
 from .features import FeatureCache
 from .figures import plot_curves, plot_samples
@@ -87,7 +89,12 @@ def train(recipe: Recipe) -> Path:
             raise ValueError(f"{recipe.dataset} has no {split} split, and training needs one.")
     train_set, validation_set = dataset["train"], dataset["validation"]
     model, processor = build_model(recipe, train_set)
-    train_labels = caption_labels(train_set, processor, recipe)
+    train_captions = train_set["captions"]
+    if recipe.teacher_captions:
+        own = dict(zip(train_set["image_id"], train_captions, strict=True))
+        distilled = distilled_captions(own, recipe.teacher_captions)
+        train_captions = [distilled[image_id] for image_id in train_set["image_id"]]
+    train_labels = caption_labels(train_captions, processor, recipe)
     references = {row["image_id"]: row["captions"] for row in validation_set.select_columns(["image_id", "captions"])}
 
     # 2. Features of the frozen encoder, computed once.
@@ -97,7 +104,7 @@ def train(recipe: Recipe) -> Path:
     cache = FeatureCache(Path(recipe.cache_dir).expanduser(), model.encoder, processor.image_processor, dtype)
     train_photos = cache.build(train_set, flipped=recipe.flip)
     validation_photos = cache.build(validation_set)
-    validation_labels = caption_labels(validation_set, processor, recipe)
+    validation_labels = caption_labels(validation_set["captions"], processor, recipe)
     together = recipe.captions_per_photo
     items = make_items(train_photos, train_set["image_id"], train_labels, together)
     validation_items = make_items(validation_photos, validation_set["image_id"], validation_labels, together)
@@ -357,10 +364,12 @@ def build_model(recipe: Recipe, train_set: Dataset) -> tuple[ShowAttendForCondit
     return model, ShowAttendProcessor(ShowAttendImageProcessor(), tokenizer)
 
 
-def caption_labels(photos: Dataset, processor: ShowAttendProcessor, recipe: Recipe) -> list[list[list[int]]]:
+def caption_labels(
+    captions_of_photos: Iterable[list[str]], processor: ShowAttendProcessor, recipe: Recipe
+) -> list[list[list[int]]]:
     """The word pieces of every caption of every photo, [SEP] at the end."""
     labels = []
-    for captions in photos["captions"]:
+    for captions in captions_of_photos:
         if not recipe.keep_final_stop:
             captions = [re.sub(r"[\s.]+$", "", caption) for caption in captions]
         padded = processor(text_target=captions, max_length=recipe.max_length)["labels"]

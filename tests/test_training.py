@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import set_seed
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_flickr import ROOT, command_line, environment, make_folder, recipe
+from tiny_flickr import COLOURS, ROOT, SHAPES, command_line, environment, make_folder, recipe
 from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -467,3 +467,29 @@ def test_loss_that_is_not_finite(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match="in step 2 of epoch 1: a lower --learning-rate"):
         train(folder, tmp_path / "run", learning_rate=1e38, lr_scheduler="constant")
     assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_teachers_captions(folder: Path, tmp_path: Path) -> None:
+    """What others said of the photos is learnt, and each photo's own captions that agree least are not."""
+    said = tmp_path / "said.jsonl"
+    rows = [
+        {"path": f"{folder}/photos/Images/{colour}_{shape}.jpg", "caption": f"{shape} {shape} {colour}", "score": -1.0}
+        for colour in COLOURS
+        for shape in SHAPES
+    ]
+    said.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    learnt: list[list[str]] = []
+
+    def remember(captions: list[list[str]], *others: Any) -> list[list[list[int]]]:
+        learnt.append([caption for of_photo in captions for caption in of_photo])
+        return caption_labels(captions, *others)
+
+    caption_labels = training.caption_labels
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "caption_labels", remember)
+        train(folder, tmp_path / "run", epochs=1, teacher_captions=[str(said)])
+    of_train, of_validation = learnt
+    photos = len(of_train) // 4
+    assert len(of_train) == 4 * photos
+    assert sum(caption in {row["caption"] for row in rows} for caption in of_train) == photos
+    assert not any(caption in {row["caption"] for row in rows} for caption in of_validation)

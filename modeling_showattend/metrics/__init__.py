@@ -1,4 +1,4 @@
-"""What training and evaluation measure: the caption metrics of the field, plain statistics, and the CIDEr-D reward.
+"""What training and evaluation measure: the caption metrics of the field, plain statistics, and rewards for training.
 
 `caption_metrics.py` is also a module for `evaluate.load`, which takes the file's path (`CAPTION_METRICS`).
 """
@@ -6,8 +6,9 @@
 from pathlib import Path
 
 from .cider_reward import CiderDReward
+from .exact_meteor import ExactMeteor
 from .scores import caption_statistics, score_captions
 
 CAPTION_METRICS = str(Path(__file__).with_name("caption_metrics.py"))
 
-__all__ = ["CAPTION_METRICS", "CiderDReward", "caption_statistics", "score_captions"]
+__all__ = ["CAPTION_METRICS", "CiderDReward", "ExactMeteor", "caption_statistics", "score_captions"]
