@@ -40,6 +40,7 @@ caption: $(VENV)/.runtime-installed
 # in seconds.
 TRAIN = "$(VENV)/bin/accelerate" launch scripts/train.py --dataset "$(DATASET)"
 MIX = "$(VENV)/bin/python" scripts/mix_checkpoints.py
+LAST_STAGES = --encoder-learning-rate 1e-5 --min-crop 0.75 --finetune-last-stages
 checkpoint: $(VENV)/.dev-installed
 	test -e "$(RUNS)/resnet50.safetensors" || \
 	"$(VENV)/bin/python" scripts/fetch_original_resnet50.py "$(RUNS)/resnet50.safetensors"
@@ -47,22 +48,16 @@ checkpoint: $(VENV)/.dev-installed
 		--encoder-weights "$(RUNS)/resnet50.safetensors" --stride-in-1x1 true
 	$(TRAIN) --output-dir "$(RUNS)/2" --preset finetune --init-from "$(RUNS)/1/best"
 	$(TRAIN) --output-dir "$(RUNS)/3" --preset self_critical --init-from "$(RUNS)/2/best"
-	$(MIX) "$(RUNS)/2/best" "$(RUNS)/3/best" 0.25 "$(RUNS)/half-way"
-	$(TRAIN) --output-dir "$(RUNS)/4" --preset regularise --init-from "$(RUNS)/half-way"
-	$(TRAIN) --output-dir "$(RUNS)/5" --preset self_critical --init-from "$(RUNS)/4/best" \
-		--finetune-last-stages 1 --encoder-learning-rate 1e-5 --min-crop 0.75
-	$(MIX) "$(RUNS)/half-way" "$(RUNS)/4/best" 0.5 "$(RUNS)/averaged"
-	$(MIX) "$(RUNS)/averaged" "$(RUNS)/5/best" 0.3 "$(RUNS)/mixed"
-	$(TRAIN) --output-dir "$(RUNS)/6" --preset two_stages --init-from "$(RUNS)/mixed" --seed 43
-	$(TRAIN) --output-dir "$(RUNS)/7" --preset self_critical --init-from "$(RUNS)/6/best" \
-		--finetune-last-stages 2 --encoder-learning-rate 1e-5 --min-crop 0.75
-	$(MIX) "$(RUNS)/mixed" "$(RUNS)/6/best" 0.53 "$(RUNS)/mixed-6"
-	$(MIX) "$(RUNS)/mixed-6" "$(RUNS)/7/best" 0.15 "$(RUNS)/mixed-7"
+	$(MIX) "$(RUNS)/mixed-3" "$(RUNS)/2/best" "$(RUNS)/3/best" 0.25
+	$(TRAIN) --output-dir "$(RUNS)/4" --preset regularise --init-from "$(RUNS)/mixed-3"
+	$(TRAIN) --output-dir "$(RUNS)/5" --preset self_critical --init-from "$(RUNS)/4/best" $(LAST_STAGES)=1
+	$(MIX) "$(RUNS)/mixed-5" "$(RUNS)/mixed-3" "$(RUNS)/4/best" 0.35 "$(RUNS)/5/best" 0.3
+	$(TRAIN) --output-dir "$(RUNS)/6" --preset two_stages --init-from "$(RUNS)/mixed-5" --seed 43
+	$(TRAIN) --output-dir "$(RUNS)/7" --preset self_critical --init-from "$(RUNS)/6/best" $(LAST_STAGES)=2
+	$(MIX) "$(RUNS)/mixed-7" "$(RUNS)/mixed-5" "$(RUNS)/6/best" 0.45 "$(RUNS)/7/best" 0.15
 	$(TRAIN) --output-dir "$(RUNS)/8" --preset two_stages --init-from "$(RUNS)/mixed-7" --seed 44 --epochs 4
-	$(MIX) "$(RUNS)/mixed" "$(RUNS)/6/best" 0.44 "$(RUNS)/two-of-three"
-	$(MIX) "$(RUNS)/two-of-three" "$(RUNS)/7/best" 0.22 "$(RUNS)/three-of-four"
-	$(MIX) "$(RUNS)/three-of-four" "$(RUNS)/8/best" 0.42 "$(RUNS)/four-of-four"
-	"$(VENV)/bin/python" scripts/pack_checkpoint.py "$(RUNS)/four-of-four" "$(CHECKPOINT)" --num-beams 5
+	$(MIX) "$(RUNS)/mixed-8" "$(RUNS)/mixed-5" "$(RUNS)/6/best" 0.2 "$(RUNS)/7/best" 0.13 "$(RUNS)/8/best" 0.42
+	"$(VENV)/bin/python" scripts/pack_checkpoint.py "$(RUNS)/mixed-8" "$(CHECKPOINT)" --num-beams 5
 
 test: $(VENV)/.dev-installed
 	@"$(VENV)/bin/python" -m pytest -n 2 --dist loadfile

@@ -10,11 +10,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .metrics import CiderDReward, ExactMeteor
+from .metrics import CiderMeteorReward
 
 OWN_CAPTIONS = 3  # of a photo that are kept
 TEACHER_CAPTIONS = 2  # that come to them
-METEOR_WEIGHT = 5.0  # beside CIDEr-D, which goes to 10 where METEOR goes to 1
+METEOR_WEIGHT = 5.0  # in the score by which both are chosen
 
 Captions = Mapping[str, Sequence[str]]  # image id -> its captions
 
@@ -79,8 +79,7 @@ def read_captions(path: str | Path) -> list[tuple[str, str]]:
 def _scores(captions: Captions, references: Captions) -> dict[str, list[float]]:
     pairs = [(image_id, caption) for image_id, own in captions.items() for caption in own]
     image_ids, flat = zip(*pairs, strict=True)
-    scores = CiderDReward(references).reward(image_ids, flat)
-    scores = scores + METEOR_WEIGHT * ExactMeteor(references).score(image_ids, flat)
+    scores = CiderMeteorReward(references, METEOR_WEIGHT).reward(image_ids, flat)
     of_image: dict[str, list[float]] = defaultdict(list)
     for image_id, score in zip(image_ids, scores.tolist(), strict=True):
         of_image[image_id].append(score)

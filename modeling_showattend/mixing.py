@@ -1,10 +1,12 @@
-"""A captioner between two: the weights of one, moved a part of the way to those of another that was trained from it.
+"""A captioner between several: the weights of one, moved parts of the way to those of others that were trained from it.
 
 What self-critical training gains on photos that it has not seen lies in the first part of its way; the rest of it fits
 the training photos and gives up words. Part of the way keeps most of both (Wortsman et al., 2022, "Robust fine-tuning
-of zero-shot models", https://arxiv.org/abs/2109.01903).
+of zero-shot models", https://arxiv.org/abs/2109.01903), and several ways together gain more than each ("Model soups",
+https://arxiv.org/abs/2203.05482).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,27 +16,31 @@ from .safe_folders import replacing
 
 
 @torch.no_grad()
-def mix_checkpoints(start: str | Path, end: str | Path, share: float, output_dir: str | Path) -> None:
-    """Write the captioner whose weights are (1 - share) of `start`'s and `share` of `end`'s.
+def mix_checkpoints(start: str | Path, shares: Mapping[str | Path, float], output_dir: str | Path) -> None:
+    """Write the captioner that is the weighted mean of several; weights that all have in common stay as they are.
 
     Args:
-        start, end: Folders or Hub ids of captioners with the same config and vocabulary.
-        share: From 0 to 1.
+        start: Folder or Hub id of a captioner, whose share is what the others leave.
+        shares: Of other captioners with the same config and vocabulary, from 0 to 1, together at most 1.
         output_dir: Where to write; what lies there is replaced.
 
     Raises:
         OSError: If a checkpoint cannot be read or the folder not be written.
-        ValueError: If the share is out of range or the two captioners are of different kinds.
+        ValueError: If the shares are out of range or the captioners are of different kinds.
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share must lie between 0 and 1, not be {share}.")
+    if min(shares.values()) < 0 or sum(shares.values()) > 1 + 1e-9:
+        raise ValueError(f"the shares {', '.join(map(str, shares.values()))} must be at least 0, together at most 1.")
     model, processor = load_captioner(start)
-    other, other_processor = load_captioner(end)
-    shapes, other_shapes = ({name: p.shape for name, p in m.named_parameters()} for m in (model, other))
-    if shapes != other_shapes or processor.tokenizer.get_vocab() != other_processor.tokenizer.get_vocab():
-        raise ValueError(f"{start} and {end} are captioners of different sizes or vocabularies: they do not mix.")
-    for weights, others in zip(model.parameters(), other.parameters(), strict=True):
-        weights.lerp_(others, share)
+    weights = dict(model.named_parameters())
+    started = {name: parameter.clone() for name, parameter in weights.items()}
+    for end, share in shares.items():
+        other, other_processor = load_captioner(end)
+        others = dict(other.named_parameters())
+        shapes, other_shapes = ({name: p.shape for name, p in these.items()} for these in (weights, others))
+        if shapes != other_shapes or processor.tokenizer.get_vocab() != other_processor.tokenizer.get_vocab():
+            raise ValueError(f"{start} and {end} are captioners of different sizes or vocabularies: they do not mix.")
+        for name, parameter in weights.items():
+            parameter.add_(others[name] - started[name], alpha=share)
     with replacing(Path(output_dir)) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

@@ -25,7 +25,7 @@ AT_LEAST_1 = (
 )
 AT_LEAST_0 = (
     *("learning_rate", "encoder_learning_rate", "weight_decay", "max_grad_norm"),
-    *("plateau_patience", "warmup_steps", "num_workers"),
+    *("plateau_patience", "warmup_steps", "num_workers", "meteor_weight"),
 )
 METRICS = ("loss", "token_accuracy", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider", "spice")
 
@@ -83,6 +83,7 @@ class Recipe:
         choices=("cross_entropy", "self_critical"),
     )
     samples_per_photo: int = _setting(5, "Captions that self-critical training samples of each photo.")
+    meteor_weight: float = _setting(0.0, "Add this times METEOR of exact matches to the CIDEr-D that is raised.")
     baseline: str = _setting(
         "greedy",
         "What a sample's reward is compared with: the greedy caption's, or the mean of the other samples'.",

@@ -29,7 +29,7 @@ from .evaluation import caption_photos, validation_loss
 from .features import FeatureCache
 from .figures import plot_curves, plot_samples
 from .image_processing_showattend import ShowAttendImageProcessor, load_image
-from .metrics import CiderDReward, score_captions
+from .metrics import CiderDReward, CiderMeteorReward, score_captions
 from .modeling_showattend import ShowAttendForConditionalGeneration
 from .processing_showattend import ShowAttendProcessor
 from .recipe import Recipe
@@ -110,7 +110,8 @@ def train(recipe: Recipe) -> Path:
     validation_items = make_items(validation_photos, validation_set["image_id"], validation_labels, together)
     reward = None
     if recipe.objective == "self_critical":
-        reward = CiderDReward({row["image_id"]: row["captions"] for row in train_set.remove_columns("image")})
+        own = {row["image_id"]: row["captions"] for row in train_set.remove_columns("image")}
+        reward = CiderMeteorReward(own, recipe.meteor_weight) if recipe.meteor_weight else CiderDReward(own)
 
     set_seed(recipe.seed, device_specific=True)  # from here on, each process draws for itself
 

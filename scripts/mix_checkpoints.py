@@ -1,7 +1,8 @@
-"""Moves a captioner part of the way to another: `scripts/mix_checkpoints.py START END SHARE OUT_FOLDER`."""
+"""Mixes captioners' weights: `scripts/mix_checkpoints.py OUT_FOLDER START END SHARE [END SHARE ...]`."""
 
 import argparse
 import sys
+from pathlib import Path
 
 from transformers.utils import logging
 
@@ -10,18 +11,28 @@ from modeling_showattend.mixing import mix_checkpoints
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("start", help="folder or Hub id of a captioner")
-    parser.add_argument("end", help="of one that was trained from it")
-    parser.add_argument("share", type=float, help="0: the start, 1: the end")
     parser.add_argument("output_dir", metavar="OUT_FOLDER")
+    parser.add_argument("start", metavar="START", help="folder or Hub id of a captioner")
+    parser.add_argument(
+        "ends", metavar="END SHARE", nargs="+", help="of one that was trained from it, and its share: 0 to 1"
+    )
     options = parser.parse_args()
     logging.disable_progress_bar()
     try:
-        mix_checkpoints(options.start, options.end, options.share, options.output_dir)
+        shares = read_shares(options.ends)
+        mix_checkpoints(options.start, shares, options.output_dir)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    print(f"{options.output_dir}: {options.share:.0%} of the way from {options.start} to {options.end}")
+    parts = ", ".join(f"{share:.0%} of {end}" for end, share in shares.items())
+    print(f"{options.output_dir}: {options.start}, with {parts}")
+
+
+def read_shares(ends: list[str]) -> dict[str | Path, float]:
+    try:
+        return {end: float(share) for end, share in zip(ends[::2], ends[1::2], strict=True)}
+    except ValueError:
+        raise ValueError(f"{' '.join(ends)}: after each captioner comes its share, a number from 0 to 1.") from None
 
 
 if __name__ == "__main__":

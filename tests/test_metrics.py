@@ -20,6 +20,8 @@ from transformers.utils.logging import warning_once
 from modeling_showattend.metrics import (
     CAPTION_METRICS,
     CiderDReward,
+    CiderMeteorReward,
+    ExactMeteor,
     caption_statistics,
     ptb,
     score_captions,
@@ -274,3 +276,29 @@ def test_reward_refuses_what_it_cannot_score() -> None:
     with pytest.raises(ValueError, match="no references"):
         CiderDReward({})
     assert reward.reward([], []).shape == (0,)
+
+
+def test_meteor_of_exact_matches() -> None:
+    meteor = ExactMeteor({"dog": ["A dog runs through the grass.", "a cat"], "cat": ["a cat on a ball on a cat"]})
+
+    def score(image_id: str, caption: str) -> float:
+        return float(meteor.score([image_id], [caption])[0])
+
+    assert score("dog", "a dog runs through the grass") == 1  # no penalty for a whole caption
+    assert score("dog", "birds") == score("dog", "") == 0
+    # "a" weighs 0.25, "dog" and "sits" 0.75: 1.0 of the caption's 1.75 match, of the reference's 3.5; one run of 2.
+    precision, recall = 1 / 1.75, 1 / 3.5
+    mean = precision * recall / (0.85 * precision + 0.15 * recall)
+    assert score("dog", "a dog sits") == pytest.approx(mean * (1 - 0.6 * 0.5**0.2))
+    # Each word of a reference counts once, and a gap begins another run: "a cat", "ball".
+    precision, recall = 1.75 / 3.25, 1.75 / 3.5
+    mean = precision * recall / (0.85 * precision + 0.15 * recall)
+    assert score("cat", "a cat red red ball") == pytest.approx(mean * (1 - 0.6 * (2 / 3) ** 0.2), rel=1e-6)
+
+
+def test_meteor_in_the_reward() -> None:
+    references = {"dog": ["a dog runs through the grass"], "cat": ["a cat sits on a ball"]}
+    asked = ["dog", "cat", "cat"], ["a dog runs", "a cat sits on a ball", "birds"]
+    expected = CiderDReward(references).reward(*asked) + 5 * ExactMeteor(references).score(*asked)
+    assert CiderMeteorReward(references, 5).reward(*asked).tolist() == expected.tolist()
+    assert expected[1] == pytest.approx(10 + 5) and expected[2] == 0

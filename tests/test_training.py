@@ -397,6 +397,8 @@ def test_self_critical_phase(folder: Path, tmp_path: Path, overfitted: Path) -> 
     rewards = [-line["train_loss"] for line in log]
     assert 0 < rewards[0] < 10
     assert rewards[-1] > rewards[0] + 0.1
+    with_meteor = train(folder, tmp_path / "meteor", baseline="samples", meteor_weight=5.0, **start, **batches, **rates)
+    assert -with_meteor[0]["train_loss"] > rewards[0] + 0.5
     assert captions_with_auto_classes(tmp_path / "run" / "best", folder)
 
 

@@ -6,9 +6,16 @@
 from pathlib import Path
 
 from .cider_reward import CiderDReward
-from .exact_meteor import ExactMeteor
+from .exact_meteor import CiderMeteorReward, ExactMeteor
 from .scores import caption_statistics, score_captions
 
 CAPTION_METRICS = str(Path(__file__).with_name("caption_metrics.py"))
 
-__all__ = ["CAPTION_METRICS", "CiderDReward", "ExactMeteor", "caption_statistics", "score_captions"]
+__all__ = [
+    "CAPTION_METRICS",
+    "CiderDReward",
+    "CiderMeteorReward",
+    "ExactMeteor",
+    "caption_statistics",
+    "score_captions",
+]

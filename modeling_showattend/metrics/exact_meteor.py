@@ -1,4 +1,4 @@
-"""METEOR of exact matches, in Python, for choosing among captions of the training photos.
+"""METEOR of exact matches, in Python, for rewards of captions of the training photos.
 
 The formula of METEOR 1.5 (Denkowski and Lavie, 2014, https://aclanthology.org/W14-3348) with its parameters for
 English, without the stems, synonyms and paraphrases that need its Java program.
@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from .cider_reward import CiderDReward
 from .ptb import tokenize_in_python, tokenize_references
 
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75  # recall's share; the penalty's shape and height; content's weight
@@ -40,6 +41,21 @@ class ExactMeteor:
             [max(_score(caption.split(), own) for own in self._references[image_id]) for image_id, caption in pairs],
             np.float32,
         )
+
+
+class CiderMeteorReward(CiderDReward):
+    """CIDEr-D, which goes to 10, and `meteor_weight` times METEOR of exact matches, which goes to 1.
+
+    CIDEr-D alone rewards short captions in few words; METEOR counts most what a caption leaves out.
+    """
+
+    def __init__(self, references: Mapping[str, Sequence[str]], meteor_weight: float) -> None:
+        super().__init__(references)
+        self._meteor = ExactMeteor(references)
+        self._meteor_weight = meteor_weight
+
+    def reward(self, image_ids: Sequence[str], captions: Sequence[str]) -> NDArray[np.float32]:
+        return super().reward(image_ids, captions) + self._meteor_weight * self._meteor.score(image_ids, captions)
 
 
 def _score(words: Sequence[str], reference: Sequence[str]) -> float:
