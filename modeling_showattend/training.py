@@ -90,9 +90,9 @@ def train(recipe: Recipe) -> Path:
     train_set, validation_set = dataset["train"], dataset["validation"]
     model, processor = build_model(recipe, train_set)
     train_captions = train_set["captions"]
+    captions_of_photo = dict(zip(train_set["image_id"], train_captions, strict=True))
     if recipe.teacher_captions:
-        own = dict(zip(train_set["image_id"], train_captions, strict=True))
-        distilled = distilled_captions(own, recipe.teacher_captions)
+        distilled = distilled_captions(captions_of_photo, recipe.teacher_captions)
         train_captions = [distilled[image_id] for image_id in train_set["image_id"]]
     train_labels = caption_labels(train_captions, processor, recipe)
     references = {row["image_id"]: row["captions"] for row in validation_set.select_columns(["image_id", "captions"])}
@@ -110,8 +110,8 @@ def train(recipe: Recipe) -> Path:
     validation_items = make_items(validation_photos, validation_set["image_id"], validation_labels, together)
     reward = None
     if recipe.objective == "self_critical":
-        own = {row["image_id"]: row["captions"] for row in train_set.remove_columns("image")}
-        reward = CiderMeteorReward(own, recipe.meteor_weight) if recipe.meteor_weight else CiderDReward(own)
+        weight = recipe.meteor_weight
+        reward = CiderMeteorReward(captions_of_photo, weight) if weight else CiderDReward(captions_of_photo)
 
     set_seed(recipe.seed, device_specific=True)  # from here on, each process draws for itself
 

@@ -1,4 +1,4 @@
-"""Take the README's screenshots of the browser app: `scripts/screenshot_app.py --word shepherd`; needs Chromium."""
+"""Take the README's screenshots of the browser app: `scripts/screenshot_app.py --word grass`; needs Chromium."""
 
 import argparse
 import io
