@@ -100,8 +100,6 @@ class FeatureCache:
             mirrored = torch.tensor([wanted[key][1] for key in keys], device=device)
             pixel_values = torch.where(mirrored[:, None, None, None], pixel_values.flip(-1), pixel_values)
             with torch.inference_mode(), torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
-                # Convolutions on a CPU are faster with the channels last.
-                pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
                 values = self.encoder.frozen_features(pixel_values)
             rows = [self.rows[key] for key in keys]
             features[rows] = values.half().cpu().numpy()

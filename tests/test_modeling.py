@@ -182,7 +182,7 @@ def test_every_resnet(make_config: MakeConfig, encoder_name: str, encoder_dim: i
 
 
 def test_grid_is_read_row_by_row(make_model: MakeModel, pixel_values: torch.Tensor) -> None:
-    model = make_model()
+    model, pixel_values = make_model().double(), pixel_values.double()
     maps = model.encoder.resnet(pixel_values)  # (2, 512, 2, 2)
     grid = model.encoder(pixel_values=pixel_values).last_hidden_state
     torch.testing.assert_close(grid[:, 1], maps[:, :, 0, 1])
