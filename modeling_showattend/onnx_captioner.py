@@ -12,7 +12,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -22,8 +22,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 SETTINGS_FILE = "captioner.json"
 Floats: TypeAlias = NDArray[np.float32]
-# Last pieces of the captions, h, c -> logits, h, c, attention; of each the first dimension is the captions'.
-Step: TypeAlias = Callable[[Sequence[int], Floats, Floats], list[Floats]]
 
 
 class Caption(NamedTuple):
@@ -48,6 +46,11 @@ class _Hypothesis(NamedTuple):
     attentions: tuple[Floats, ...]  # (positions,) each
 
 
+# The search for a photo's caption asks for a decoding step with the last pieces of its captions, their h and c, and is
+# sent logits, h, c and attention; of each the first dimension is the captions'.
+_Search: TypeAlias = Generator[tuple[Sequence[int], Floats, Floats], list[Floats], _Hypothesis]
+
+
 class OnnxCaptioner:
     """A captioner that `scripts/export_onnx.py` wrote.
 
@@ -55,6 +58,7 @@ class OnnxCaptioner:
     captioner = OnnxCaptioner.from_pretrained("FOLDER", precision="int8")
     captioner("dog.jpg").text                # a dog runs through the grass
     captioner("dog.jpg", num_beams=3)
+    captioner.caption_batch(["dog.jpg", "cat.jpg"])
     ```
 
     Args:
@@ -78,7 +82,7 @@ class OnnxCaptioner:
             ValueError: If the captioner was not exported in this precision.
         """
         try:
-            from onnxruntime import InferenceSession
+            from onnxruntime import InferenceSession, SessionOptions
         except ImportError as error:
             raise ImportError("Captioning with ONNX needs ONNX Runtime: pip install onnxruntime") from error
         folder = Path(folder)
@@ -93,10 +97,13 @@ class OnnxCaptioner:
             raise OSError(f"{folder / SETTINGS_FILE} does not hold the settings of an exported captioner.") from error
         if precision not in files:
             raise ValueError(f"{folder} does not hold the precision {precision!r} but {', '.join(files)}.")
+        options = SessionOptions()
+        # Encoder and decoder take turns: the threads of the one would wait busily on the cores that the other needs.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         sessions = []
         for file in (folder / files[precision]["encoder"], folder / files[precision]["decoder"]):
             try:
-                sessions.append(InferenceSession(file, providers=["CPUExecutionProvider"]))
+                sessions.append(InferenceSession(file, options, providers=["CPUExecutionProvider"]))
             except Exception as error:  # types that ONNX Runtime does not export
                 raise OSError(f"{file} is missing or damaged: export the captioner again.") from error
         return cls(settings, *sessions)
@@ -120,6 +127,24 @@ class OnnxCaptioner:
             OSError: If the photo cannot be read.
             ValueError: If it is of another type, or a number is out of range.
         """
+        return self.caption_batch([photo], num_beams, length_penalty, max_length)[0]
+
+    def caption_batch(
+        self,
+        photos: Sequence[Any],
+        num_beams: int | None = None,
+        length_penalty: float | None = None,
+        max_length: int | None = None,
+    ) -> list[Caption]:
+        """Caption photos together, which takes less time than one by one; as many as memory allows, 32 say.
+
+        In int8 a caption may differ with the photos beside it, whose activations are rounded to the same scale.
+
+        Args:
+            photos: As [`__call__`] takes one; so are the other arguments and the errors.
+        """
+        if not photos:
+            return []
         generation = self.settings["generation"]
         num_beams = generation["num_beams"] if num_beams is None else num_beams
         length_penalty = generation["length_penalty"] if length_penalty is None else length_penalty
@@ -127,24 +152,48 @@ class OnnxCaptioner:
         for name, number, least in (("num_beams", num_beams, 1), ("max_length", max_length, 2)):
             if not isinstance(number, int | np.integer) or number < least:
                 raise ValueError(f"{name}={number!r} must be a whole number from {least}.")
-
-        pixel_values = preprocess(read_photo(photo), self.settings["preprocessing"])
-        values, keys, h, c = self.encoder.run(["values", "keys", "h", "c"], {"pixel_values": pixel_values[None]})
-
-        def step(token_ids: Sequence[int], h: Floats, c: Floats) -> list[Floats]:
-            # All captions are of one photo: the graph's first dimension is 1, and they share its grid.
-            state = {"input_ids": np.array([token_ids], np.int64), "h": h[None], "c": c[None]}
-            outputs = ["logits", "next_h", "next_c", "attention"]
-            return [output[0] for output in self.decoder.run(outputs, {**state, "values": values, "keys": keys})]
-
-        search = _Search(
-            step=step,
+        pixel_values = np.stack([preprocess(read_photo(photo), self.settings["preprocessing"]) for photo in photos])
+        values, keys, *state = self.encoder.run(["values", "keys", "h", "c"], {"pixel_values": pixel_values})
+        rules = _Rules(
             start=generation["decoder_start_token_id"],
             end=generation["eos_token_id"],
             max_pieces=max_length - 1,
             no_repeat_ngram_size=generation["no_repeat_ngram_size"],
         )
-        best = search.greedy(h[0], c[0]) if num_beams == 1 else search.beam(h[0], c[0], num_beams, length_penalty)
+        searches = [
+            greedy_search(rules, h, c) if num_beams == 1 else beam_search(rules, h, c, num_beams, length_penalty)
+            for h, c in zip(*state, strict=True)  # (1, units) each
+        ]
+        return [self._caption(best) for best in self._run_together(searches, values, keys)]
+
+    def _run_together(self, searches: list[_Search], values: Floats, keys: Floats) -> list[_Hypothesis]:
+        """What the photos' searches find, each decoding step taken for all that have not ended."""
+        found: dict[int, _Hypothesis] = {}
+        asked = {photo: next(search) for photo, search in enumerate(searches)}
+        while asked:
+            # The graph takes equally many captions of each photo: what some lack is filled up.
+            shape = len(asked), max(len(token_ids) for token_ids, _, _ in asked.values())
+            units = next(iter(asked.values()))[1].shape[-1]
+            input_ids = np.zeros(shape, np.int64)
+            h, c = np.zeros((2, *shape, units), np.float32)
+            for row, (token_ids, h_of_photo, c_of_photo) in enumerate(asked.values()):
+                input_ids[row, : len(token_ids)] = token_ids
+                h[row, : len(token_ids)], c[row, : len(token_ids)] = h_of_photo, c_of_photo
+            inputs = {"input_ids": input_ids, "h": h, "c": c, "values": values, "keys": keys}
+            outputs = self.decoder.run(["logits", "next_h", "next_c", "attention"], inputs)
+            going_on = []
+            for row, (photo, (token_ids, _, _)) in enumerate(list(asked.items())):
+                try:
+                    asked[photo] = searches[photo].send([output[row, : len(token_ids)] for output in outputs])
+                    going_on.append(row)
+                except StopIteration as end:
+                    found[photo] = end.value
+                    del asked[photo]
+            if len(going_on) < len(values):
+                values, keys = values[going_on], keys[going_on]
+        return [found[photo] for photo in range(len(searches))]
+
+    def _caption(self, best: _Hypothesis) -> Caption:
         grid = self.settings["attention_grid"]
         return Caption(
             text=self.decode(best.token_ids),
@@ -211,61 +260,13 @@ def preprocess(image: Image.Image, settings: dict[str, Any]) -> Floats:
     return np.ascontiguousarray(normalised.transpose(2, 0, 1))
 
 
-class _Search(NamedTuple):
-    """Searches for the likeliest caption of a photo, word piece by word piece."""
+class _Rules(NamedTuple):
+    """Which captions a search may find."""
 
-    step: Step
     start: int
     end: int
     max_pieces: int
     no_repeat_ngram_size: int  # 0: captions may repeat themselves
-
-    def greedy(self, h: Floats, c: Floats) -> _Hypothesis:
-        token_ids: list[int] = []
-        attentions: list[Floats] = []
-        while len(token_ids) < self.max_pieces and self.end not in token_ids[-1:]:
-            logits, h, c, attention = self.step(token_ids[-1:] or [self.start], h, c)
-            logits[0, self.repeating(token_ids)] = -np.inf
-            token_ids.append(int(logits[0].argmax()))
-            attentions.append(attention[0])
-        return _Hypothesis(np.float32(0), tuple(token_ids), tuple(attentions))
-
-    def beam(self, h: Floats, c: Floats, num_beams: int, length_penalty: float) -> _Hypothesis:
-        """The best of the captions that transformers' beam search finds, with its default `early_stopping=False`."""
-        running = [_Hypothesis(np.float32(0), (), ())]  # best first; the score is the log probability
-        ended: list[_Hypothesis] = []  # best first; the score is divided by length ** length_penalty
-        for length in range(1, self.max_pieces + 1):
-            last = [beam.token_ids[-1] if length > 1 else self.start for beam in running]
-            logits, h, c, attention = self.step(last, h, c)
-            log_probs = _log_softmax(logits)
-            for row, beam in zip(log_probs, running, strict=True):
-                row[self.repeating(beam.token_ids)] = -np.inf
-            scores = log_probs + np.stack([beam.score for beam in running])[:, None]  # (beams, vocab_size)
-            # Twice as many as there are beams, so that enough go on where some of them end.
-            best = _largest(scores.ravel(), 2 * num_beams)
-            parents, tokens = np.divmod(best, scores.shape[1])
-            candidates = [
-                _Hypothesis(
-                    scores[parent, token],
-                    (*running[parent].token_ids, int(token)),
-                    (*running[parent].attentions, attention[parent]),
-                )
-                for parent, token in zip(parents, tokens, strict=True)
-            ]
-            at_end = (tokens == self.end) | (length == self.max_pieces)
-            for candidate, has_ended in zip(candidates[:num_beams], at_end, strict=False):
-                if has_ended:
-                    ended.append(candidate._replace(score=candidate.score / length**length_penalty))
-            ended = sorted(ended, key=lambda caption: -caption.score)[:num_beams]
-            going_on = np.flatnonzero(~at_end)[:num_beams]
-            if not len(going_on):
-                break
-            running = [candidates[number] for number in going_on]
-            h, c = h[parents[going_on]], c[parents[going_on]]
-            # A guess at what a running caption can still reach: longer, it could have a better score than now.
-            if len(ended) == num_beams and running[0].score / length**length_penalty <= ended[-1].score:
-                break
-        return ended[0]
 
     def repeating(self, token_ids: Sequence[int]) -> list[int]:
         """The pieces that would end a second occurrence of `no_repeat_ngram_size` pieces in a row."""
@@ -275,11 +276,63 @@ class _Search(NamedTuple):
         return [pieces[place + size - 1] for place in places if pieces[place : place + size - 1] == last]
 
 
+def greedy_search(rules: _Rules, h: Floats, c: Floats) -> _Search:
+    """The likeliest piece, one after the other."""
+    token_ids: list[int] = []
+    attentions: list[Floats] = []
+    while len(token_ids) < rules.max_pieces and rules.end not in token_ids[-1:]:
+        logits, h, c, attention = yield token_ids[-1:] or [rules.start], h, c
+        logits[0, rules.repeating(token_ids)] = -np.inf
+        token_ids.append(int(logits[0].argmax()))
+        attentions.append(attention[0])
+    return _Hypothesis(np.float32(0), tuple(token_ids), tuple(attentions))
+
+
+def beam_search(rules: _Rules, h: Floats, c: Floats, num_beams: int, length_penalty: float) -> _Search:
+    """The best of the captions that transformers' beam search finds, with its default `early_stopping=False`."""
+    running = [_Hypothesis(np.float32(0), (), ())]  # best first; the score is the log probability
+    ended: list[_Hypothesis] = []  # best first; the score is divided by length ** length_penalty
+    for length in range(1, rules.max_pieces + 1):
+        last = [beam.token_ids[-1] if length > 1 else rules.start for beam in running]
+        logits, h, c, attention = yield last, h, c
+        log_probs = _log_softmax(logits)
+        for row, beam in zip(log_probs, running, strict=True):
+            row[rules.repeating(beam.token_ids)] = -np.inf
+        scores = log_probs + np.stack([beam.score for beam in running])[:, None]  # (beams, vocab_size)
+        # Twice as many as there are beams, so that enough go on where some of them end.
+        best = _largest(scores.ravel(), 2 * num_beams)
+        parents, tokens = np.divmod(best, scores.shape[1])
+        candidates = [
+            _Hypothesis(
+                scores[parent, token],
+                (*running[parent].token_ids, int(token)),
+                (*running[parent].attentions, attention[parent]),
+            )
+            for parent, token in zip(parents, tokens, strict=True)
+        ]
+        at_end = (tokens == rules.end) | (length == rules.max_pieces)
+        for candidate, has_ended in zip(candidates[:num_beams], at_end, strict=False):
+            if has_ended:
+                ended.append(candidate._replace(score=candidate.score / length**length_penalty))
+        ended = sorted(ended, key=lambda caption: -caption.score)[:num_beams]
+        going_on = np.flatnonzero(~at_end)[:num_beams]
+        if not len(going_on):
+            break
+        running = [candidates[number] for number in going_on]
+        h, c = h[parents[going_on]], c[parents[going_on]]
+        # A guess at what a running caption can still reach: longer, it could have a better score than now.
+        if len(ended) == num_beams and running[0].score / length**length_penalty <= ended[-1].score:
+            break
+    return ended[0]
+
+
 def _largest(values: Floats, number: int) -> NDArray[np.intp]:
     """Where the largest values are, in descending order; sorting a whole vocabulary would take longer."""
-    number = min(number, len(values))
-    largest = np.argpartition(values, len(values) - number)[-number:]
-    return largest[np.argsort(-values[largest])]
+    # As many stretches as are wanted reach this bound with their maxima, so that all the largest values do.
+    maxima = np.maximum.reduceat(values, np.arange(0, len(values), 64))
+    bound = np.partition(maxima, -number)[-number] if number <= len(maxima) else -np.inf
+    places = np.flatnonzero(values >= bound)
+    return places[np.argsort(-values[places])[:number]]
 
 
 def _log_softmax(logits: Floats) -> Floats:

@@ -133,7 +133,7 @@ def measure_captioning(
         model.forward = torch.compile(model.forward)
     results: list[tuple[float, float] | None] = []
     for batch_size, num_beams in BATCHES_AND_BEAMS:
-        if batch_size > 1 and (captioner or one_by_one):
+        if batch_size > 1 and one_by_one:
             results.append(None)
             continue
         files = [photos[number % len(photos)] for number in range(batch_size)]
@@ -144,7 +144,7 @@ def measure_captioning(
             images: list[Any] = images, pixel_values: torch.Tensor = pixel_values, num_beams: int = num_beams
         ) -> object:
             if captioner:
-                return captioner(images[0], num_beams=num_beams)
+                return captioner.caption_batch(images, num_beams=num_beams)
             if one_by_one:
                 return one_by_one(model, pixel_values, num_beams=num_beams)
             return model.generate(pixel_values=pixel_values, num_beams=num_beams)

@@ -154,6 +154,10 @@ def test_captions_and_attentions_are_those_of_torch(
             assert np.ptp(caption.attentions) > 0.01
             lengths.add((len(expected), SEP in ids))
             told.append(tuple(expected))
+        batch = captioner.caption_batch(photos, **search)
+        assert [caption.token_ids for caption in batch] == [list(ids) for ids in told[-len(photos) :]]
+        for caption, photo in zip(batch, photos, strict=True):
+            np.testing.assert_allclose(caption.attentions, captioner(photo, **search).attentions, atol=1e-5)
     # Else the random weights are too dull for this test: captions of many lengths, that end by themselves or are cut,
     # and the last search, which is to stop as early as torch's, would find better ones if it went on.
     assert len(set(told)) > 20 and len(lengths) > 5 and {ended for _, ended in lengths} == {True, False}

@@ -149,7 +149,8 @@ def test_half_precision(make_model: MakeModel, pixel_values: torch.Tensor, tmp_p
         for photos in (pixel_values, pixel_values.to(dtype)):
             output = half(pixel_values=photos, decoder_input_ids=ids)
             assert output.logits.dtype == dtype
-            assert (output.logits.float() - expected.logits).norm() < 8 * torch.finfo(dtype).eps * expected.logits.norm()
+            difference = output.logits.float() - expected.logits
+            assert difference.norm() < 8 * torch.finfo(dtype).eps * expected.logits.norm()
     for options in ({}, {"num_beams": 3}, {"do_sample": True}):
         assert half.generate(pixel_values, max_length=6, **options).shape[0] == 2
     half.train()(pixel_values=pixel_values, labels=LABELS[:2]).loss.backward()
