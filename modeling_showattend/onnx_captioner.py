@@ -141,7 +141,7 @@ class OnnxCaptioner:
         In int8 a caption may differ with the photos beside it, whose activations are rounded to the same scale.
 
         Args:
-            photos: As [`__call__`] takes one; so are the other arguments and the errors.
+            photos: Each as [`__call__`] takes it. The other arguments and the errors are its as well.
         """
         if not photos:
             return []
