@@ -1,6 +1,6 @@
 """Measures the speed of the captioner on this machine's CPU.
 
-`benchmark.py training`, a training step: ours stands beside the textbook loop (`modeling_showattend/textbook.py`),
+`benchmark.py training`, a training step: ours stands beside the textbook loop (`showattend/training/textbook.py`),
 which has the same parameters and computes the same loss. The captions are random, of lengths like Flickr8k's, and
 batches hold captions of like length, as in training.
 
@@ -29,12 +29,12 @@ from typing import Any
 import torch
 
 from modeling_showattend import ShowAttendConfig, ShowAttendForConditionalGeneration
-from modeling_showattend.batches import POOL
-from modeling_showattend.captioner import DEFAULT_CHECKPOINT, load_captioner
-from modeling_showattend.captioning import caption_stream
 from modeling_showattend.image_processing_showattend import load_image
-from modeling_showattend.onnx_captioner import OnnxCaptioner
-from modeling_showattend.textbook import textbook_caption, textbook_loss
+from showattend.captioning.generate import caption_stream
+from showattend.checkpoints import DEFAULT_CHECKPOINT, load_captioner
+from showattend.data.batches import POOL
+from showattend.export.onnx_captioner import OnnxCaptioner
+from showattend.training.textbook import textbook_caption, textbook_loss
 
 WARM_UP_STEPS = 3
 CAPTION_LENGTH = 30  # word pieces at most, [CLS] and [SEP] counted

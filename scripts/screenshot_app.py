@@ -9,8 +9,8 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from modeling_showattend.app.server import serving
-from modeling_showattend.captioner import DEFAULT_CHECKPOINT, load_captioner
+from showattend.app.server import serving
+from showattend.checkpoints import DEFAULT_CHECKPOINT, load_captioner
 
 DOCS = Path(__file__).parent.parent / "docs"
 WINDOWS: dict[str, dict[str, Any]] = {

@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from modeling_showattend.captioner import DEFAULT_CHECKPOINT
-from modeling_showattend.model_card import published_card, stored_results, with_evaluation
+from showattend.checkpoints import DEFAULT_CHECKPOINT
+from showattend.hub.model_card import published_card, stored_results, with_evaluation
 
 ROOT = Path(__file__).parent.parent
 

@@ -5,8 +5,8 @@ import signal
 import threading
 from pathlib import Path
 
-from modeling_showattend.app.server import serving
-from modeling_showattend.captioner import DEFAULT_CHECKPOINT, load_captioner
+from showattend.app.server import serving
+from showattend.checkpoints import DEFAULT_CHECKPOINT, load_captioner
 
 signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the uploads are deleted
 model, processor = load_captioner(os.environ.get("CHECKPOINT", DEFAULT_CHECKPOINT))

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
 from modeling_showattend import ShowAttendImageProcessor
-from modeling_showattend.recipe import Recipe
+from showattend.training.settings import Recipe
 
 ROOT = Path(__file__).parent.parent
 COLOURS = ("red", "green", "blue", "white")

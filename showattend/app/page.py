@@ -1,0 +1,166 @@
+"""The page: a photo, its captions, and what happens when a button is pressed."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
+from modeling_showattend.processing_showattend import ShowAttendProcessor
+from showattend.attention.streaming import stream_captions
+
+from .uploads import read_photo
+from .views import captions_html, error_html, examples_html, photo_html
+
+UPLOADS_KEPT = 3000  # seconds
+UPLOADS_CHECKED = 600  # so often, in seconds
+MAX_WAITING = 20  # people in the queue
+GREEDY, BEAMS, SAMPLES = "Greedy", "Beam search", "Sampling"
+_HERE = Path(__file__).parent
+
+
+def build_page(
+    model: ShowAttendForConditionalGeneration, processor: ShowAttendProcessor, examples: Sequence[Path] = ()
+) -> gr.Blocks:
+    """The page, to be launched. One photo is captioned at a time; whoever comes meanwhile waits in a queue."""
+
+    def tell(photo: dict[str, Any] | None, *controls: Any) -> Iterator[dict[gr.Component, Any]]:
+        choose = {choosing: gr.Column(visible=True), telling: gr.Column(visible=False)}
+        if photo is None:  # it was put away, perhaps while it was told or waited to be
+            yield choose
+            return
+        try:
+            image = read_photo(photo["path"])
+        except OSError as error:
+            yield {error_view: gr.HTML(error_html(error), visible=True), failed: photo["path"], **choose}
+            return
+        yield {
+            error_view: gr.HTML("", visible=False),
+            choosing: gr.Column(visible=False),
+            telling: gr.Column(visible=True),
+            photo_view: photo_html(image),
+            captions_view: captions_html([], growing=True),
+        }
+        for captions in stream_captions(model, processor, image, **generation_settings(*controls)):
+            yield {captions_view: captions_html(captions, growing=True)}
+        yield {captions_view: captions_html(captions)}
+
+    def put_away() -> dict[gr.Component, Any]:
+        return {photo_input: None, choosing: gr.Column(visible=True), telling: gr.Column(visible=False)}
+
+    def take_example(event: gr.EventData) -> str:
+        return str(examples[int(event.number)].resolve())
+
+    def show_controls(search: str) -> tuple[gr.Slider, gr.Slider, gr.Slider]:
+        return (
+            gr.Slider(visible=search == BEAMS),
+            gr.Slider(visible=search == SAMPLES),
+            gr.Slider(visible=search != GREEDY),
+        )
+
+    page = gr.Blocks(
+        title="Show, Attend and Tell", analytics_enabled=False, delete_cache=(UPLOADS_CHECKED, UPLOADS_KEPT)
+    )
+    with page:
+        gr.HTML(
+            "<h1>Show, Attend and Tell</h1>"
+            "<p>Give it a photo. It tells what it sees, word by word, and where it looked before each.</p>",
+            elem_id="heading",
+        )
+        with gr.Column() as choosing:
+            photo_input = gr.Image(label="Photo", show_label=False, height=300, buttons=[], elem_id="photo-input")
+            error_view = gr.HTML(visible=False, elem_id="error")
+            failed = gr.Textbox(visible=False)  # the path of the photo that the error is of
+            examples_view = gr.HTML(
+                examples_html(examples), visible=bool(examples), elem_id="examples", js_on_load=_script("examples.js")
+            )
+        with gr.Column(visible=False) as telling:
+            photo_view = gr.HTML(elem_id="photo")
+            captions_view = gr.HTML(elem_id="captions", js_on_load=_script("captions.js"))
+            gr.HTML(
+                "<p>Point at a word, tap it or go through them with the arrow keys: "
+                "the light is where the network looked.</p>",
+                elem_id="hint",
+            )
+            with gr.Row():
+                another = gr.Button("Another photo", variant="primary", min_width=130)
+                again = gr.Button("Tell again", min_width=130)
+        with gr.Accordion("How it chooses its words", open=False, elem_id="controls"):
+            search = gr.Radio([GREEDY, BEAMS, SAMPLES], value=GREEDY, label="Search", show_label=False, container=False)
+            num_beams = gr.Slider(2, 10, value=3, step=1, label="Beams", visible=False)
+            temperature = gr.Slider(
+                0.1, 2, value=1, step=0.1, label="Temperature", info="Higher: more surprising", visible=False
+            )
+            num_captions = gr.Slider(1, 5, value=3, step=1, label="Captions to compare", visible=False)
+        gr.HTML(
+            "<p>Your photo goes to the computer that serves this page, nowhere else, and is deleted there within "
+            f"{(UPLOADS_KEPT + UPLOADS_CHECKED) // 60} minutes.</p>",
+            elem_id="small-print",
+        )
+
+        told = gr.on(
+            [photo_input.change, again.click],
+            tell,
+            [photo_input, search, num_beams, temperature, num_captions],
+            [error_view, failed, choosing, telling, photo_view, captions_view],
+            preprocess=False,  # gr.Image would decode the upload, whatever its size
+            show_progress="minimal",
+            show_progress_on=[photo_input, captions_view],  # one of them is seen: who waits is told so
+            trigger_mode="always_last",  # a photo that comes while the last one is told is told next
+            concurrency_limit=1,
+            api_name="tell",
+        )
+        # What cannot be told is put away, by the browser: by the time of the answer, another photo may lie there.
+        told.then(
+            None, [photo_input, failed], photo_input, js="(photo, failed) => photo?.path === failed ? null : undefined"
+        )
+        examples_view.click(take_example, None, photo_input, api_visibility="private")
+        another.click(put_away, None, [photo_input, choosing, telling], api_visibility="private")
+        search.change(show_controls, search, [num_beams, temperature, num_captions], api_visibility="private")
+    return page.queue(max_size=MAX_WAITING)
+
+
+def generation_settings(search: str, num_beams: float, temperature: float, num_captions: float) -> dict[str, Any]:
+    """What the page's controls ask of [`stream_captions`], within their bounds whatever a request says."""
+    if search == BEAMS:
+        num_beams = _within(num_beams, 2, 10)
+        return {"num_beams": num_beams, "do_sample": False, "num_captions": _within(num_captions, 1, min(5, num_beams))}
+    if search == SAMPLES:
+        temperature = min(max(float(temperature), 0.1), 2.0)
+        captions = _within(num_captions, 1, 5)
+        return {"num_beams": 1, "do_sample": True, "temperature": temperature, "num_captions": captions}
+    return {"num_beams": 1, "do_sample": False}
+
+
+def _within(value: float, low: int, high: int) -> int:
+    return int(min(max(value, low), high))
+
+
+def look() -> dict[str, Any]:
+    """What `launch` needs to know: fonts of the system, where others may come from Google, and readable colours."""
+    theme = gr.themes.Base(
+        primary_hue="amber",
+        neutral_hue="stone",
+        font=[gr.themes.Font(name) for name in ("system-ui", "sans-serif")],
+        font_mono=[gr.themes.Font("monospace")],
+    )
+    theme.set(
+        color_accent="*primary_700",
+        color_accent_soft_dark="*primary_400",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_400",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_400",
+        button_primary_background_fill="*neutral_900",
+        button_primary_background_fill_hover="*neutral_700",
+        button_primary_text_color="white",
+        button_primary_background_fill_dark="*primary_400",
+        button_primary_background_fill_hover_dark="*primary_300",
+        button_primary_text_color_dark="*neutral_950",
+    )
+    return {"theme": theme, "css_paths": _HERE / "page.css", "footer_links": []}
+
+
+def _script(name: str) -> str:
+    return (_HERE / name).read_text(encoding="utf-8")

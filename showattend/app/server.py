@@ -1,0 +1,124 @@
+"""The page's server, which does what the page needs and nothing else."""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
+from modeling_showattend.processing_showattend import ShowAttendProcessor
+
+from .page import build_page, look
+from .uploads import MAX_BYTES
+
+
+@contextmanager
+def serving(
+    model: ShowAttendForConditionalGeneration,
+    processor: ShowAttendProcessor,
+    examples: Sequence[Path] = (),
+    host: str = "127.0.0.1",
+    port: int = 7860,
+) -> Iterator[str]:
+    """Serve the page until the block is left, and yield its URL. Uploads lie in a folder of their own, which then goes.
+
+    Args:
+        model: In eval mode, on any device.
+        processor: The model's.
+        examples: Photos to choose from.
+        host: 127.0.0.1 is reached from this machine alone, 0.0.0.0 from wherever the network lets pass.
+        port: To listen on.
+
+    Raises:
+        OSError: If the port is taken, or there is no such address or port.
+    """
+    with tempfile.TemporaryDirectory(prefix="showattend-") as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads  # Gradio's own is shared by all its apps
+        page = build_page(model, processor, examples)
+        try:
+            _, url, _ = page.launch(
+                server_name=host,
+                server_port=port,
+                share=False,
+                allowed_paths=[str(path.resolve()) for path in examples],
+                max_file_size=MAX_BYTES,
+                app_kwargs={"middleware": [Middleware(OnlyThisPage, uploads=Path(uploads))]},
+                run_history=False,
+                enable_monitoring=False,
+                mcp_server=False,
+                ssr_mode=False,
+                pwa=False,
+                i18n=gr.I18n(en={"common.complete": "Done"}),  # which Gradio announces without having a text for it
+                quiet=True,
+                prevent_thread_lock=True,
+                **look(),
+            )
+        except (OSError, OverflowError) as error:
+            raise OSError(
+                f"{host}:{port} cannot be opened: the port is taken, or this machine has no such address or port."
+            ) from error
+        try:
+            yield url
+        finally:
+            page.close(verbose=False)
+
+
+class OnlyThisPage:
+    """Turns away what the page does not need.
+
+    Gradio's server does more than this page asks of it: it fetches URLs and passes requests on to other servers. And
+    the files of a request must be uploads, neither other files of this machine nor URLs.
+    """
+
+    routes = re.compile(
+        r"/(config|theme\.css|favicon\.ico|manifest\.json|(assets|static|svelte)/.*"
+        r"|gradio_api/(info|startup-events|upload|upload_progress|queue/(join|data)|heartbeat/\w+"
+        r"|file=(?!\w+:/).*))?"
+    )
+
+    def __init__(self, app: ASGIApp, uploads: Path) -> None:
+        self.app = app
+        self.uploads = uploads.resolve()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+        elif not self.routes.fullmatch(scope["path"]):
+            await PlainTextResponse("There is nothing here.", 404)(scope, receive, send)
+        elif not scope["path"].endswith("/queue/join"):
+            await self.app(scope, receive, send)
+        else:
+            body = await Request(scope, receive).body()
+            try:
+                allowed = self._uploads_alone(json.loads(body))
+            except ValueError:
+                allowed = False
+            if not allowed:
+                await PlainTextResponse("A photo must be uploaded.", 403)(scope, receive, send)
+                return
+
+            async def replay() -> Message:
+                return {"type": "http.request", "body": body, "more_body": False}
+
+            await self.app(scope, replay, send)
+
+    def _uploads_alone(self, data: Any) -> bool:
+        if isinstance(data, list):
+            return all(map(self._uploads_alone, data))
+        if isinstance(data, dict):
+            path = data.get("path", self.uploads)
+            return self._is_upload(path) and all(map(self._uploads_alone, data.values()))
+        return True
+
+    def _is_upload(self, path: Any) -> bool:
+        return isinstance(path, str | Path) and Path(path).resolve().is_relative_to(self.uploads)

@@ -1,0 +1,90 @@
+"""What the page shows of a photo and its captions, as HTML. Whatever comes from outside is escaped."""
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from showattend.attention.figures import AMBER, lights
+from showattend.attention.maps import AttendedCaption
+
+from .uploads import read_photo
+
+PHOTO_SIDE = 1280  # pixels, along the longer side
+EXAMPLE_SIDE = 320
+SHADE_SIDE = 48  # the browser stretches it smoothly
+NIGHT = (12, 10, 8)
+
+
+def photo_html(photo: Image.Image) -> str:
+    """The photo, and above it the layer that a word's attention shades. The captions are its text for the blind."""
+    return (
+        f'<div class="frame" style="--ratio: {photo.width / photo.height:.4f}">'
+        f'<img src="{_jpeg(photo, PHOTO_SIDE)}" alt="Your photo" aria-labelledby="told"><div class="shade"></div></div>'
+    )
+
+
+def captions_html(captions: Sequence[AttendedCaption], growing: bool = False) -> str:
+    """Sentences of words to point at; once none is growing, a screen reader is told them as a whole."""
+    lines = []
+    for number, caption in enumerate(captions, start=1):
+        words = " ".join(
+            f'<button type="button" class="word" tabindex="{-1 if position else 0}" aria-pressed="false" '
+            f'data-shade="{_shade(light)}">{escape(word)}</button>'
+            for position, (word, light) in enumerate(zip(caption.words, _small_lights(caption), strict=True))
+        )
+        name = f"Caption {number}" if len(captions) > 1 else "Caption"
+        lines.append(f'<p class="caption" role="group" aria-label="{name}">{words}</p>')
+    if growing and not lines:
+        lines.append('<p class="caption waiting">Looking …</p>')
+    told = "" if growing else " ".join(f"{caption.caption}." for caption in captions)
+    return (
+        f'<div class="captions{" growing" if growing else ""}">{"".join(lines)}</div>'
+        f'<p id="told" class="unseen" role="status">{escape(told)}</p>'
+    )
+
+
+def examples_html(examples: Sequence[Path]) -> str:
+    """Photos to choose from, named by their files."""
+    buttons = (
+        f'<button type="button" data-number="{number}">'
+        f'<img src="{_jpeg(read_photo(path), EXAMPLE_SIDE)}" alt="Example photo: {escape(path.stem)}"></button>'
+        for number, path in enumerate(examples)
+    )
+    return f"<p>Or try one of these</p>{''.join(buttons)}"
+
+
+def error_html(message: object) -> str:
+    return f'<p role="alert">{escape(str(message))}</p>'
+
+
+def _small_lights(caption: AttendedCaption) -> np.ndarray:
+    width, height = caption.size
+    scale = SHADE_SIDE / max(caption.size)
+    return lights(caption, max(round(width * scale), 1), max(round(height * scale), 1))
+
+
+def _shade(light: np.ndarray) -> str:
+    """What lies above the photo when a word is pointed at: night where it did not look, a warm glow where it did."""
+    share = light[..., None]  # (height, width, 1)
+    colour = share * np.array(AMBER) + (1 - share) * np.array(NIGHT)
+    alpha = 255 * (0.1 * share + 0.8 * (1 - share))
+    file = io.BytesIO()
+    Image.fromarray(np.concatenate([colour, alpha], axis=2).round().astype(np.uint8)).save(file, "PNG")
+    return _data_uri("png", file)
+
+
+def _jpeg(photo: Image.Image, longest: int) -> str:
+    shown = photo.copy()
+    shown.thumbnail((longest, longest))
+    file = io.BytesIO()
+    shown.save(file, "JPEG", quality=85)
+    return _data_uri("jpeg", file)
+
+
+def _data_uri(kind: str, file: io.BytesIO) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

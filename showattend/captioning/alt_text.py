@@ -1,0 +1,180 @@
+"""Captions where screen readers look for them: the `alt` of a page's images, or a text file beside each photo."""
+
+import html
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import IO
+from urllib.parse import unquote, urljoin, urlsplit
+from urllib.request import url2pathname, urlopen
+
+from .inputs import is_url, list_files
+
+HTML_SUFFIXES = {".html", ".htm", ".xhtml"}
+
+
+@dataclass(frozen=True)
+class ImageTag:
+    """An `<img>` without an `alt`."""
+
+    line: int
+    position: int  # in the page's text, right behind "<img"
+    src: str
+    base: str  # the page's <base href>, or ""
+
+
+class _ImageTags(HTMLParser):
+    # In these, "<img" is text.
+    CDATA_CONTENT_ELEMENTS = (  # type: ignore[misc]
+        "script",
+        "style",
+        "textarea",
+        "title",
+        "xmp",
+        "iframe",
+        "noembed",
+        "noframes",
+    )
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[int, int, str]] = []
+        self.base = ""
+        self._line_starts = [0]
+        for line in text.split("\n"):
+            self._line_starts.append(self._line_starts[-1] + len(line) + 1)
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(reversed(attrs))  # of two of one name, the first counts
+        if tag == "base" and not self.base:
+            self.base = (attributes.get("href") or "").strip()
+        if tag == "img" and "alt" not in attributes:
+            line, column = self.getpos()
+            position = self._line_starts[line - 1] + column + len("<img")
+            self.tags.append((line, position, (attributes.get("src") or "").strip()))
+
+
+class Page:
+    """An HTML file, and those of its images that have no `alt`. An empty `alt` is one: it marks decoration.
+
+    Raises:
+        OSError: If the file cannot be read, or is in UTF-16.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        data = self._read()
+        if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise OSError(f"cannot read {path}: it is in UTF-16, which pages on the web are not; save it as UTF-8")
+        self._text = data.decode("utf-8", "surrogateescape")  # the bytes of other encodings come through unchanged
+        parsed = _ImageTags(self._text)
+        self.tags = [ImageTag(line, position, src, parsed.base) for line, position, src in parsed.tags]
+
+    def _read(self) -> bytes:
+        if is_url(self.path):
+            raise OSError(f"cannot rewrite {self.path}: only files can be")
+        try:
+            return Path(self.path).read_bytes()
+        except OSError as error:
+            raise OSError(f"cannot read {self.path}: {error.strerror}") from error
+
+    def source(self, tag: ImageTag, root: str) -> str | IO[bytes]:
+        """What an image shows: a path, a URL, or a file in memory if it was a data: URI.
+
+        Args:
+            root: The folder of the site, which a `src` that begins with `/` starts from.
+
+        Raises:
+            ValueError: If it shows nothing that can be read.
+        """
+        if not tag.src:
+            raise ValueError("the <img> has no src")
+        src = urljoin(tag.base, tag.src)
+        src = f"https:{src}" if src.startswith("//") else src
+        if is_url(src):
+            return src
+        parts = urlsplit(src)
+        if parts.scheme == "data":
+            try:
+                with urlopen(src) as response:
+                    file = io.BytesIO(response.read())
+            except (OSError, ValueError) as error:
+                raise ValueError("the data: URI is damaged") from error
+            file.name = "the data: URI"
+            return file
+        if parts.scheme == "file":
+            return url2pathname(parts.path)
+        if parts.scheme:
+            raise ValueError(f"cannot read {src}: no file and no http(s) URL")
+        path = unquote(parts.path, errors="surrogateescape")
+        folder = Path(root) if path.startswith("/") else Path(self.path).parent
+        return str(folder / path.lstrip("/"))
+
+    def write(self, captions: list[tuple[ImageTag, str]]) -> None:
+        """Give images their `alt`, and change no other byte of the file.
+
+        Raises:
+            OSError: If the file cannot be written, or was changed since it was read; then it stays as it is.
+        """
+        pieces, end = [], 0
+        for tag, caption in sorted(captions, key=lambda pair: pair[0].position):
+            # References in ASCII mean the same in every encoding that a page may have.
+            value = html.escape(caption).encode("ascii", "xmlcharrefreplace").decode()
+            pieces += [self._text[end : tag.position], f' alt="{value}"']
+            end = tag.position
+        text = "".join([*pieces, self._text[end:]])
+        if self._read() != self._text.encode("utf-8", "surrogateescape"):
+            raise OSError(f"cannot write {self.path}: somebody else has changed it meanwhile")
+        if captions:
+            _replace(self.path, text.encode("utf-8", "surrogateescape"))
+
+
+def find_pages(names: Iterable[str], report: Callable[[str], None]) -> Iterator[tuple[str, str]]:
+    """Find HTML files as [`list_files`] does; each with the folder that was named, or else its own: the site's."""
+    for name in names:
+        for path in list_files([name], HTML_SUFFIXES, report):
+            yield path, name if os.path.isdir(name) else str(Path(path).parent)  # noqa: PTH112 - of any length
+
+
+def _sidecar(photo: str) -> Path:
+    return Path(photo).parent / f"{Path(photo).stem}.txt"
+
+
+def has_sidecar(photo: str) -> bool:
+    """Whether a photo's text is there: `dog.txt` beside `dog.jpg`."""
+    return not is_url(photo) and os.path.lexists(_sidecar(photo))
+
+
+def write_sidecar(photo: str, caption: str) -> None:
+    """Write the caption beside the photo.
+
+    Raises:
+        OSError: If it cannot be written, or there is such a file by now, of a photo that differs in its ending alone.
+    """
+    if is_url(photo):
+        raise OSError(f"{photo}: there is no place for a text beside a URL")
+    path = _sidecar(photo)
+    if os.path.lexists(path):
+        raise FileExistsError(f"{photo}: {path} has been written for another photo")
+    _replace(path, f"{caption}\n".encode())
+
+
+def _replace(path: str | Path, data: bytes) -> None:
+    """Write a file so that it is never there in part."""
+    target = Path(os.path.realpath(path))  # a link stays a link
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        if target.exists():
+            shutil.copymode(target, temporary)
+        temporary.replace(target)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,172 @@
+"""Features of the frozen encoder, computed once and kept on disk.
+
+The encoder's frozen part gives the same features for a photo in every epoch, and costs far more than the decoder. So
+they are kept: one row a photo in a memory-mapped float16 file, about 200 KB for 49x2048. The folder's name is a digest
+of the frozen weights and the preprocessing, and a row belongs to a photo's bytes: a changed encoder, preprocessing or
+photo never meets old features.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from datasets import Dataset, Image
+from filelock import FileLock
+from tqdm.auto import tqdm
+
+from modeling_showattend.image_processing_showattend import ShowAttendImageProcessor, load_image
+from modeling_showattend.modeling_showattend import ShowAttendEncoder
+
+FLIPPED = "-flipped"
+
+
+def photo_digests(photos: Dataset) -> list[str]:
+    """A digest of each photo's bytes, in the order of the dataset's `image` column."""
+    return [
+        hashlib.blake2b(source["bytes"] or Path(source["path"]).read_bytes(), digest_size=16).hexdigest()
+        for source in photos.select_columns("image").cast_column("image", Image(decode=False))["image"]
+    ]
+
+
+class FeatureCache:
+    """Rows of [`ShowAttendEncoder.frozen_features`] by photo.
+
+    Args:
+        folder: Where the caches of all encoders lie.
+        encoder: The encoder, on the device that is to compute.
+        image_processor: Makes its `pixel_values`.
+        dtype: What to compute in; bfloat16 is several times as fast on machines that have it.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        encoder: ShowAttendEncoder,
+        image_processor: ShowAttendImageProcessor,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.encoder = encoder
+        self.image_processor = image_processor
+        self.dtype = dtype
+        self.folder = Path(folder) / _digest(encoder, image_processor, dtype)
+        self.rows: dict[str, int] = {}
+        self.features: np.memmap | None = None
+
+    def build(self, photos: Dataset, flipped: bool = False, batch_size: int = 32) -> list[str]:
+        """Compute the rows that are missing, shared out among all processes; go on where an earlier run stopped.
+
+        Args:
+            photos: A dataset with an `image` column.
+            flipped: Whether to keep the features of the mirrored photos as well.
+            batch_size: Photos that the encoder sees at once.
+
+        Returns:
+            Each photo's key for [`get`], in the dataset's order.
+
+        Raises:
+            OSError: If the disk has no room for the features or the folder cannot be written.
+        """
+        state = PartialState()
+        digests = photo_digests(photos)
+        wanted = {digest: (number, False) for number, digest in enumerate(digests)}
+        if flipped:
+            wanted |= {digest + FLIPPED: (number, True) for number, digest in enumerate(digests)}
+
+        shape = self._row_shape()
+        if state.is_main_process:
+            self._make_room(list(wanted), shape)
+        state.wait_for_everyone()
+        self.rows = json.loads((self.folder / "rows.json").read_text())
+        size = (len(self.rows), *shape)
+        features = np.memmap(self.folder / "features.float16", np.float16, "r+", shape=size)
+        done = np.memmap(self.folder / "done.uint8", np.uint8, "r+", shape=len(self.rows))
+        missing = [key for key in wanted if not done[self.rows[key]]]
+        mine = missing[state.process_index :: state.num_processes]
+
+        progress = tqdm(
+            total=len(mine), desc="features", unit="photo", disable=not state.is_local_main_process or not mine
+        )
+        device = next(self.encoder.parameters()).device
+        for start in range(0, len(mine), batch_size):
+            keys = mine[start : start + batch_size]
+            images = [load_image(photos[wanted[key][0]]["image"]) for key in keys]
+            pixel_values = self.image_processor(images, return_tensors="pt")["pixel_values"].to(device)
+            mirrored = torch.tensor([wanted[key][1] for key in keys], device=device)
+            pixel_values = torch.where(mirrored[:, None, None, None], pixel_values.flip(-1), pixel_values)
+            with torch.inference_mode(), torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
+                values = self.encoder.frozen_features(pixel_values)
+            rows = [self.rows[key] for key in keys]
+            features[rows] = values.half().cpu().numpy()
+            features.flush()  # a row is done only once it is on disk
+            done[rows] = 1
+            progress.update(len(keys))
+        done.flush()
+        progress.close()
+        state.wait_for_everyone()
+        self.features = np.memmap(self.folder / "features.float16", np.float16, "r", shape=size)
+        return digests
+
+    def get(self, keys: Sequence[str]) -> torch.Tensor:
+        """The rows of photos by digest (with [`FLIPPED`] appended: mirrored), float16, valid as `image_features`."""
+        if self.features is None:
+            raise ValueError("The features have not been built: call build first.")
+        return torch.from_numpy(self.features[[self.rows[key] for key in keys]])
+
+    def _row_shape(self) -> tuple[int, ...]:
+        blank = np.zeros((224, 224, 3), np.uint8)
+        pixel_values = self.image_processor(blank, return_tensors="pt")["pixel_values"]
+        with torch.inference_mode():
+            features = self.encoder.frozen_features(pixel_values.to(next(self.encoder.parameters()).device))
+        return tuple(features.shape[1:])
+
+    def _make_room(self, keys: list[str], shape: tuple[int, ...]) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "lock").touch()
+        except OSError as error:
+            raise OSError(
+                f"The features' folder {self.folder} cannot be written ({error.strerror}): name another one with "
+                "--cache-dir."
+            ) from error
+        with FileLock(self.folder / "lock"):
+            index = self.folder / "rows.json"
+            rows = json.loads(index.read_text()) if index.exists() else {}
+            new = [key for key in keys if key not in rows]
+            row_bytes = 2 * int(np.prod(shape))
+            free = shutil.disk_usage(self.folder).free
+            if len(new) * row_bytes > free:
+                raise OSError(
+                    f"The features of {len(new)} photos need {len(new) * row_bytes / 1e9:.1f} GB in {self.folder}, "
+                    f"where {free / 1e9:.1f} GB are free: make room or name another folder with --cache-dir."
+                )
+            rows |= {key: len(rows) + number for number, key in enumerate(new)}
+            for name, size in (("features.float16", len(rows) * row_bytes), ("done.uint8", len(rows))):
+                with (self.folder / name).open("ab") as file:
+                    if file.tell() < size:  # take the room now: a memory map that finds none later kills the process
+                        os.posix_fallocate(file.fileno(), 0, size) if hasattr(os, "posix_fallocate") else (
+                            file.truncate(size)
+                        )
+            temporary = index.with_suffix(".tmp")
+            temporary.write_text(json.dumps(rows))
+            temporary.replace(index)
+
+
+def _digest(encoder: ShowAttendEncoder, image_processor: ShowAttendImageProcessor, dtype: torch.dtype) -> str:
+    """Of all that the features depend on besides the photo: frozen layers, their weights, preprocessing, precision."""
+    digest = hashlib.blake2b(digest_size=16)
+    settings = {key: value for key, value in image_processor.to_dict().items() if key != "auto_map"}
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    digest.update(str(encoder.frozen).encode())  # the strides are no weights
+    if dtype != torch.float32:
+        digest.update(str(dtype).encode())
+    for name, tensor in encoder.frozen.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,149 @@
+"""How good a captioner is: its loss on captions that people wrote, and the captions that it writes."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from modeling_showattend.metrics import caption_statistics, score_captions
+from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
+from modeling_showattend.processing_showattend import ShowAttendProcessor
+from showattend.checkpoints import load_captioner
+from showattend.data.batches import Item, collate
+from showattend.data.captions import load_captions
+from showattend.data.features import FeatureCache
+
+
+@torch.inference_mode()
+def validation_loss(
+    model: ShowAttendForConditionalGeneration,
+    items: Sequence[Item],
+    features: FeatureCache,
+    accelerator: Accelerator,
+    batch_size: int,
+) -> dict[str, float]:
+    """Teacher forcing: `loss`, the mean cross entropy of a word piece, and `token_accuracy`, padding left out."""
+    model.eval()
+    items = sorted(items, key=lambda item: item.length)  # batches of like length
+    sums = torch.zeros(3, dtype=torch.float64)
+    for start in range(accelerator.process_index * batch_size, len(items), batch_size * accelerator.num_processes):
+        batch = collate([(item, False) for item in items[start : start + batch_size]], features)
+        labels = batch.labels.to(accelerator.device)
+        logits = model(image_features=batch.image_features.to(accelerator.device), labels=labels).logits
+        real = labels != -100
+        logits, labels = logits[real].float(), labels[real]  # (pieces, vocab_size), (pieces,)
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        sums += torch.stack([loss, (logits.argmax(dim=-1) == labels).sum(), real.sum()]).cpu()
+    total_loss, right, pieces = map(sum, zip(*gather_object([sums.tolist()]), strict=True))
+    return {"loss": total_loss / pieces, "token_accuracy": right / pieces}
+
+
+@torch.inference_mode()
+def caption_photos(
+    model: ShowAttendForConditionalGeneration,
+    processor: ShowAttendProcessor,
+    image_ids: Sequence[str],
+    inputs_of: Callable[[Sequence[int]], Mapping[str, torch.Tensor]],
+    accelerator: Accelerator,
+    batch_size: int = 64,
+    **generation: Any,
+) -> dict[str, str]:
+    """Caption photos, shared out among the processes.
+
+    Args:
+        image_ids: The photos' names.
+        inputs_of: Gives the photos of some rows as `generate` takes them: pixel_values or image_features.
+        generation: Goes to `generate`.
+
+    Returns:
+        image id -> caption, of all photos and on every process. It does not depend on the number of processes: none
+        repeats a photo.
+    """
+    model.eval()
+    mine = range(accelerator.process_index, len(image_ids), accelerator.num_processes)
+    captions: list[tuple[str, str]] = []
+    bar = tqdm(total=len(mine), desc="captions", unit="photo", disable=not accelerator.is_local_main_process)
+    for start in range(0, len(mine), batch_size):
+        rows = mine[start : start + batch_size]
+        inputs: dict[str, Any] = {name: tensor.to(accelerator.device) for name, tensor in inputs_of(rows).items()}
+        texts = processor.batch_decode(model.generate(**inputs, **generation), skip_special_tokens=True)
+        captions += zip([image_ids[row] for row in rows], texts, strict=True)
+        bar.update(len(rows))
+    bar.close()
+    everyones = dict(gather_object(captions))
+    return {image_id: everyones[image_id] for image_id in image_ids}
+
+
+def evaluate_checkpoint(
+    checkpoint: str,
+    dataset: str,
+    output_dir: str | Path,
+    split: str = "validation",
+    batch_size: int = 32,
+    **generation: Any,
+) -> dict[str, Any]:
+    """Caption a split and score the captions; `accelerate launch` shares the work among processes.
+
+    Args:
+        checkpoint: A captioner's folder or Hub id.
+        dataset: As in [`load_captions`].
+        output_dir: Where the main process writes `captions.json`, the captions in the COCO results format, and
+            `figures.json`, what this function returns.
+        generation: Settings of `generate`; what is left out is as the checkpoint's generation config says.
+
+    Returns:
+        `metrics`, the corpus scores times 100; `statistics` of the captions; and what was evaluated (of a folder the
+        name), and how. Empty on other processes than the main one.
+
+    Raises:
+        ValueError: If the dataset lacks the split.
+        OSError: If the checkpoint or the dataset cannot be read, or the folder not be written.
+    """
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    output = Path(output_dir)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"--output-dir {output} cannot be written: {error.strerror}.") from error
+    model, processor = load_captioner(checkpoint)
+    model.to(accelerator.device)
+    # The checkpoint's own settings, for the figures must say how the captions were searched for.
+    names = ("num_beams", "length_penalty", "no_repeat_ngram_size")
+    own = {name: getattr(model.generation_config, name, None) for name in names}
+    generation = {"num_beams": 1} | {name: value for name, value in own.items() if value is not None} | generation
+    with accelerator.main_process_first():
+        splits = load_captions(dataset)
+    if split not in splits:
+        raise ValueError(f"{dataset} has no {split} split: it has {', '.join(splits)}.")
+    photos = splits[split]
+    captions = caption_photos(
+        model,
+        processor,
+        photos["image_id"],
+        lambda rows: {"pixel_values": processor(images=photos[rows]["image"], return_tensors="pt")["pixel_values"]},
+        accelerator,
+        batch_size=batch_size,
+        **generation,
+    )
+    if not accelerator.is_main_process:
+        return {}
+    references = dict(zip(photos["image_id"], photos["captions"], strict=True))
+    figures = {
+        "checkpoint": checkpoint,
+        "dataset": Path(dataset).resolve().name if Path(dataset).exists() else dataset,
+        "split": split,
+        "photos": len(captions),
+        "generation": generation,
+        "metrics": score_captions(captions, references),
+        "statistics": caption_statistics(captions),
+    }
+    results = [{"image_id": image_id, "caption": caption} for image_id, caption in captions.items()]
+    (output / "captions.json").write_text(json.dumps(results, indent=1) + "\n")
+    (output / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+    return figures

@@ -1,0 +1,87 @@
+"""What an exported captioner is worth: the scores of its captions, its speed and its size, beside those of torch."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from modeling_showattend.metrics import score_captions
+from showattend.checkpoints import load_captioner
+from showattend.data.captions import load_captions
+
+from .onnx_captioner import OnnxCaptioner
+
+
+def evaluate_onnx(
+    folder: str | Path,
+    dataset: str,
+    precisions: list[str],
+    checkpoint: str | None = None,
+    split: str = "validation",
+    **generation: Any,
+) -> dict[str, dict[str, float]]:
+    """Caption a split photo by photo, as a program that people use does it.
+
+    Args:
+        folder: What `scripts/export_onnx.py` wrote.
+        dataset: As in [`load_captions`].
+        precisions: Those to evaluate.
+        checkpoint: The captioner that was exported, to stand beside them as `torch`.
+        generation: `num_beams`, `length_penalty` or `max_length`; what is left out is as exported.
+
+    Returns:
+        For each of them `megabytes` on the disk (of the graphs; torch's weights), `milliseconds` of the median photo
+        from the decoded image to the text, the scores of [`score_captions`], and with a checkpoint `as_torch`, the
+        percentage of the captions that are torch's to the letter.
+
+    Raises:
+        ValueError: If the dataset lacks the split, or the folder a precision.
+        OSError: If the checkpoint, the folder or the dataset cannot be read.
+    """
+    captioners: dict[str, tuple[float, Callable[[Any], str]]] = {}
+    if checkpoint is not None:
+        captioners["torch"] = _torch_captioner(checkpoint, generation)
+    for precision in precisions:
+        captioners[precision] = _onnx_captioner(Path(folder), precision, generation)
+    splits = load_captions(dataset)
+    if split not in splits:
+        raise ValueError(f"{dataset} has no {split} split: it has {', '.join(splits)}.")
+    photos = splits[split]
+    references = dict(zip(photos["image_id"], photos["captions"], strict=True))
+
+    captions: dict[str, dict[str, str]] = {name: {} for name in captioners}
+    figures = {}
+    for name, (megabytes, caption_of) in captioners.items():  # one after the other: their threads must not compete
+        times = []
+        for row in tqdm(photos, desc=name, unit="photo"):
+            start = time.perf_counter()
+            captions[name][row["image_id"]] = caption_of(row["image"])
+            times.append(time.perf_counter() - start)
+        figures[name] = {"megabytes": megabytes, "milliseconds": 1000 * median(times)}
+        figures[name] |= score_captions(captions[name], references)
+        if checkpoint is not None:
+            same = [caption == captions["torch"][image_id] for image_id, caption in captions[name].items()]
+            figures[name]["as_torch"] = 100 * sum(same) / len(same)
+    return figures
+
+
+def _onnx_captioner(folder: Path, precision: str, generation: dict[str, Any]) -> tuple[float, Callable[[Any], str]]:
+    captioner = OnnxCaptioner.from_pretrained(folder, precision)
+    megabytes = sum((folder / file).stat().st_size for file in captioner.settings["files"][precision].values()) / 1e6
+    return megabytes, lambda photo: captioner(photo, **generation).text
+
+
+def _torch_captioner(checkpoint: str, generation: dict[str, Any]) -> tuple[float, Callable[[Any], str]]:
+    model, processor = load_captioner(checkpoint)
+    megabytes = sum(tensor.nbytes for tensor in model.state_dict().values()) / 1e6
+
+    @torch.inference_mode()
+    def caption_of(photo: Any) -> str:
+        inputs = processor(images=photo, return_tensors="pt")
+        return processor.batch_decode(model.generate(**inputs, **generation), skip_special_tokens=True)[0]
+
+    return megabytes, caption_of

@@ -1,0 +1,390 @@
+"""A trained captioner as ONNX graphs, which run without torch: in Python (`onnx_captioner.py`), browsers and phones.
+
+Two graphs make a caption. The encoder runs once a photo, the decoder once a word piece:
+
+    encoder: pixel_values (images, 3, height, width)
+             -> values (images, positions, ...), keys (images, positions, attention_dim), h, c
+    decoder: input_ids (images, captions), h, c, values, keys
+             -> logits (images, captions, vocab_size), next_h, next_c, attention (images, captions, positions)
+
+`h` and `c` are the LSTM's state: (images, 1, decoder_dim) from the encoder, (images, captions, decoder_dim) from the
+decoder. `values` are the grid's features, projected to what the decoder makes of them. The captions of an image, the
+beams of a search, share them. Inputs and outputs are float32 in every precision.
+"""
+
+import io
+import json
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from modeling_showattend.modeling_showattend import ShowAttendCache, ShowAttendForConditionalGeneration
+from modeling_showattend.processing_showattend import ShowAttendProcessor
+from showattend.checkpoints import load_captioner
+
+from . import onnx_captioner
+from .onnx_captioner import SETTINGS_FILE, Floats, OnnxCaptioner, preprocess, read_photo
+
+try:
+    import onnx
+    import onnxscript.optimizer  # torch's exporter needs onnxscript as well
+    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_dynamic
+    from onnxruntime.quantization import quantize_static as quantize_statically
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+except ImportError as missing:
+    raise ImportError(
+        "Exporting needs onnx, onnxscript and onnxruntime: pip install 'modeling-showattend[onnx]'"
+    ) from missing
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = ("float32", "float16", "int8")
+# Of what the graphs may differ from torch by: |difference| / |value|, in the 2-norm.
+TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "int8": 0.5}
+CALIBRATION_PHOTOS = 64
+CAPTIONS = 3  # of each photo, when graphs are compared
+
+
+class _Encoder(nn.Module):
+    """All that is computed once a photo."""
+
+    def __init__(self, model: ShowAttendForConditionalGeneration) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        decoder = self.model.decoder
+        features = self.model.encoder(pixel_values=pixel_values).last_hidden_state  # (images, positions, encoder_dim)
+        mean = features.mean(dim=1, keepdim=True)  # (images, 1, encoder_dim)
+        return decoder.projected(features), decoder.attention.U(features), decoder.init_h(mean), decoder.init_c(mean)
+
+
+class _DecodingStep(nn.Module):
+    """The decoder's own `forward` for one word piece, with the cache's contents as inputs and outputs."""
+
+    def __init__(self, model: ShowAttendForConditionalGeneration) -> None:
+        super().__init__()
+        self.decoder = model.decoder
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,  # (images, captions)
+        h: torch.Tensor,  # (images, captions, decoder_dim)
+        c: torch.Tensor,
+        values: torch.Tensor,  # (images, positions, ...)
+        keys: torch.Tensor,  # (images, positions, attention_dim)
+    ) -> tuple[torch.Tensor, ...]:
+        cache = ShowAttendCache()
+        cache.remember(h.flatten(0, 1), c.flatten(0, 1), keys, values, steps=1)
+        outputs, attentions = self.decoder(values, input_ids.reshape(-1, 1), cache)
+        results = (self.decoder.fcn(outputs), *cache.state, attentions)
+        return tuple(result.reshape(*input_ids.shape, result.shape[-1]) for result in results)
+
+
+def export_onnx(
+    checkpoint: str | Path,
+    output_dir: str | Path,
+    precisions: Sequence[str] = PRECISIONS,
+    calibration: str | Path | None = None,
+) -> dict[str, dict[str, float]]:
+    """Write a captioner's graphs, its settings and `onnx_captioner.py`: a folder that needs nothing of the checkpoint.
+
+    - float32: the same captions as torch.
+    - float16: the weights take half the room; they are computed with in float32, as CPUs do that best.
+    - int8: weights and, in the encoder, activations of 8 bits. The ranges of the encoder's activations are measured on
+      photos; the decoder's are taken at every step.
+
+    Args:
+        checkpoint: The captioner's folder or Hub id.
+        output_dir: Where to write; an earlier export there is replaced.
+        calibration: A folder of photos such as the captioner is to see, for int8; 64 of them are used.
+
+    Returns:
+        For each precision how far its `values`, `logits` and `attention` are from torch's, relative to their size; and
+        its `megabytes`.
+
+    Raises:
+        OSError: If the checkpoint cannot be read or the folder not be written.
+        ValueError: If a precision is unknown, there are no photos to calibrate int8 on, the captioner has settings that
+            `onnx_captioner.py` does not follow, or a graph differs from torch by more than rounding explains: nothing
+            is written then.
+    """
+    if unknown := [precision for precision in precisions if precision not in PRECISIONS]:
+        raise ValueError(f"The export does not know the precision {unknown[0]!r} but {', '.join(PRECISIONS)}.")
+    if "int8" in precisions and calibration is None:
+        raise ValueError(
+            "int8 needs a folder of photos to calibrate on: name one with --calibration, or leave int8 out."
+        )
+    model, processor = load_captioner(checkpoint)
+    settings = _settings(model, processor)
+    settings["files"] = {
+        precision: {part: f"{part}.{precision}.onnx" for part in ("encoder", "decoder")} for precision in precisions
+    }
+    size = settings["preprocessing"]["height"], settings["preprocessing"]["width"]
+    if calibration is not None:
+        photos = _calibration_photos(Path(calibration), settings["preprocessing"])
+    else:
+        photos = np.random.default_rng(0).standard_normal((2, 3, *size), dtype=np.float32)
+
+    report = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        graphs = {"encoder": _encoder_graph(model, size), "decoder": _decoder_graph(model, settings)}
+        (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        shutil.copy(onnx_captioner.__file__, folder)
+        for precision in precisions:
+            files = {part: folder / name for part, name in settings["files"][precision].items()}
+            if precision == "int8":
+                _quantize_encoder(graphs["encoder"], files["encoder"], photos)
+                _quantize_decoder(graphs["decoder"], files["decoder"])
+            else:
+                for part, graph in graphs.items():
+                    onnx.save(_with_half_weights(graph) if precision == "float16" else graph, files[part])
+            differences = _differences(OnnxCaptioner.from_pretrained(folder, precision), model, photos[:2])
+            for name, difference in differences.items():
+                if not difference <= TOLERANCES[precision]:  # a NaN is not
+                    raise ValueError(
+                        f"The {precision} graphs miss torch's {name} by {difference:.1e} of their size, "
+                        f"more than {TOLERANCES[precision]:.0e}: nothing was written."
+                    )
+            report[precision] = differences | {"megabytes": sum(file.stat().st_size for file in files.values()) / 1e6}
+        _replace(Path(output_dir), folder)
+    return report
+
+
+def _replace(output_dir: Path, folder: Path) -> None:
+    """Move the files of `folder` to `output_dir`, the settings last: they name the others."""
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        for name in [SETTINGS_FILE, *(f"{part}.{p}.onnx" for part in ("encoder", "decoder") for p in PRECISIONS)]:
+            (output_dir / name).unlink(missing_ok=True)
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == SETTINGS_FILE):
+            shutil.move(file, output_dir / file.name)
+    except OSError as error:
+        raise OSError(f"{output_dir} cannot be written: {error.strerror or error}.") from error
+
+
+def _settings(model: ShowAttendForConditionalGeneration, processor: ShowAttendProcessor) -> dict[str, Any]:
+    """What a program needs besides the graphs; `files` is still missing."""
+    images, tokenizer = processor.image_processor, processor.tokenizer
+    height, width = images.size.get("height"), images.size.get("width")
+    if not (images.do_resize and height and width) or images.do_center_crop:
+        raise ValueError("The export knows photos that are resized to a height and a width, not cropped ones.")
+    followed = {"max_length", "num_beams", "length_penalty", "no_repeat_ngram_size"}
+    followed |= {"decoder_start_token_id", "eos_token_id"}
+    # Of no effect on the captions:
+    followed |= {"bos_token_id", "pad_token_id", "use_cache", "transformers_version", "_from_model_config"}
+    followed |= {"output_attentions", "output_hidden_states", "output_scores", "return_dict_in_generate"}
+    generation = model.generation_config.to_diff_dict()
+    if odd := sorted(name for name, value in generation.items() if name not in followed and value not in (None, False)):
+        raise ValueError(f"The export does not know the generation setting {', '.join(odd)} of this captioner.")
+    for name in ("max_length", "decoder_start_token_id", "eos_token_id"):
+        if not isinstance(generation.get(name), int):
+            raise ValueError(f"The export needs one {name} in the captioner's generation config.")
+    vocabulary = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    if len(vocabulary) != model.config.vocab_size:
+        raise ValueError(f"The tokenizer has {len(vocabulary)} word pieces, the network {model.config.vocab_size}.")
+    with torch.inference_mode():
+        rows, columns = model.encoder.resnet(torch.zeros(1, 3, height, width)).shape[2:]
+    return {
+        "preprocessing": {
+            "height": height,
+            "width": width,
+            "resample": Image.Resampling(images.resample).name.lower(),  # Pillow's, so antialiased
+            "background": "white",  # where a photo is transparent
+            "channels": "RGB",
+            "rescale_factor": images.rescale_factor if images.do_rescale else 1.0,
+            "mean": np.broadcast_to(images.image_mean if images.do_normalize else 0.0, 3).tolist(),
+            "std": np.broadcast_to(images.image_std if images.do_normalize else 1.0, 3).tolist(),
+        },
+        "generation": {
+            "decoder_start_token_id": generation["decoder_start_token_id"],
+            "eos_token_id": generation["eos_token_id"],
+            "max_length": generation["max_length"],  # the start token counted
+            "num_beams": generation.get("num_beams") or 1,
+            "length_penalty": generation.get("length_penalty", 1.0),
+            "no_repeat_ngram_size": generation.get("no_repeat_ngram_size") or 0,
+        },
+        "attention_grid": {"rows": rows, "columns": columns},
+        "decoder_dim": model.config.decoder_dim,
+        "special_token_ids": sorted(tokenizer.all_special_ids),
+        "vocabulary": vocabulary,
+    }
+
+
+def _encoder_graph(model: ShowAttendForConditionalGeneration, size: tuple[int, int]) -> onnx.ModelProto:
+    images = torch.export.Dim("images")
+    return _to_onnx(
+        _Encoder(model), {"pixel_values": (torch.zeros(2, 3, *size), {0: images})}, ["values", "keys", "h", "c"]
+    )
+
+
+def _decoder_graph(model: ShowAttendForConditionalGeneration, settings: dict[str, Any]) -> onnx.ModelProto:
+    images, captions = torch.export.Dim("images"), torch.export.Dim("captions")
+    grid = settings["attention_grid"]
+    positions, config = grid["rows"] * grid["columns"], model.config
+    state = 2, CAPTIONS, config.decoder_dim
+    width = model.decoder.projected(torch.zeros(1, 1, config.encoder_dim)).shape[-1]
+    inputs = {
+        "input_ids": (torch.zeros(2, CAPTIONS, dtype=torch.long), {0: images, 1: captions}),
+        "h": (torch.zeros(state), {0: images, 1: captions}),
+        "c": (torch.zeros(state), {0: images, 1: captions}),
+        "values": (torch.zeros(2, positions, width), {0: images}),
+        "keys": (torch.zeros(2, positions, config.attention_dim), {0: images}),
+    }
+    return _to_onnx(_DecodingStep(model), inputs, ["logits", "next_h", "next_c", "attention"])
+
+
+def _to_onnx(
+    module: nn.Module, inputs: dict[str, tuple[torch.Tensor, Any]], output_names: list[str]
+) -> onnx.ModelProto:
+    """Trace a module in eval mode; `inputs` are examples and their dynamic dimensions."""
+    examples, dynamic_shapes = zip(*inputs.values(), strict=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch to itself
+        program = torch.onnx.export(
+            module.eval(),
+            examples,
+            dynamo=True,
+            input_names=list(inputs),
+            output_names=output_names,
+            dynamic_shapes=dynamic_shapes,
+            verbose=False,
+        )
+    assert program is not None
+    # Each graph reads a part of the LSTM's weights: folded, it is a weight of its own, and not the whole in both.
+    onnxscript.optimizer.optimize(program.model, input_size_limit=2**31, output_size_limit=2**31)
+    graph = program.model_proto
+    for node in graph.graph.node:
+        del node.metadata_props[:]  # stack traces, which tell whoever gets the file about this machine's folders
+    return graph
+
+
+def _with_half_weights(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Keep large weights in float16 and cast them when the graph is loaded.
+
+    A graph that computes in float16 would be slower on a CPU, which casts to and fro, and no smaller.
+    """
+    half = onnx.ModelProto()
+    half.CopyFrom(graph)
+    casts = []
+    for weight in half.graph.initializer:
+        if weight.data_type == onnx.TensorProto.FLOAT and np.prod(weight.dims) >= 1024:
+            name = weight.name
+            values = onnx.numpy_helper.to_array(weight).astype(np.float16)
+            weight.CopyFrom(onnx.numpy_helper.from_array(values, f"{name}.float16"))
+            casts.append(
+                onnx.helper.make_node("Cast", [weight.name], [name], f"{name}.cast", to=onnx.TensorProto.FLOAT)
+            )
+    nodes = [*casts, *half.graph.node]
+    del half.graph.node[:]
+    half.graph.node.extend(nodes)
+    return half
+
+
+class _Photos(CalibrationDataReader):
+    """Photos one by one; `set_range` and `len` let ONNX Runtime forget the activations of one before the next."""
+
+    def __init__(self, photos: Floats) -> None:
+        self.photos = photos
+        self.rows: Iterator[int] = iter(())
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        self.rows = iter(range(start_index, end_index))
+
+    def get_next(self) -> dict[str, Floats] | None:
+        row = next(self.rows, None)
+        return None if row is None else {"pixel_values": self.photos[row : row + 1]}
+
+
+def _quantize_encoder(graph: onnx.ModelProto, file: Path, photos: Floats) -> None:
+    onnx.save(graph, file)
+    with _quiet():
+        quant_pre_process(file, file, skip_symbolic_shape=True, skip_optimization=True)
+        quantize_statically(
+            file,
+            file,
+            _Photos(photos),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.Percentile,
+            extra_options={"CalibPercentile": 99.999, "CalibStridedMinMax": 1},
+        )
+
+
+def _quantize_decoder(graph: onnx.ModelProto, file: Path) -> None:
+    onnx.save(graph, file)  # given the graph itself, ONNX Runtime takes its constants away, also those it needs
+    with _quiet():
+        quant_pre_process(file, file, skip_symbolic_shape=True)  # weights that are parts of one become constants
+        quantize_dynamic(file, file, per_channel=True, weight_type=QuantType.QInt8)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep ONNX Runtime's quantisation from printing its progress and logging advice through the root logger."""
+    level = logging.root.level
+    logging.root.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.root.setLevel(level)
+
+
+def _calibration_photos(folder: Path, preprocessing: dict[str, Any]) -> Floats:
+    """`CALIBRATION_PHOTOS` of a folder, evenly spaced in its order, as `pixel_values`."""
+    Image.init()
+    files = [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in Image.EXTENSION]
+    count = min(CALIBRATION_PHOTOS, len(files))
+    photos = []
+    for file in (files[number * len(files) // count] for number in range(count)):
+        try:
+            photos.append(preprocess(read_photo(file), preprocessing))
+        except OSError as error:
+            logger.warning("%s; it is left out of the calibration", error)
+    if not photos:
+        raise ValueError(f"--calibration {folder} holds no photo to calibrate int8 on.")
+    return np.stack(photos)
+
+
+@torch.inference_mode()
+def _differences(
+    captioner: OnnxCaptioner, model: ShowAttendForConditionalGeneration, photos: Floats
+) -> dict[str, float]:
+    """How far a captioner is from torch, relative to the values, over all steps of a few captions of each photo."""
+    pixel_values = torch.from_numpy(photos)
+    input_ids = model.generate(pixel_values, num_beams=CAPTIONS, num_return_sequences=CAPTIONS)
+    expected = model(pixel_values=pixel_values, decoder_input_ids=input_ids)
+
+    values, keys, h, c = captioner.encoder.run(["values", "keys", "h", "c"], {"pixel_values": photos})
+    h, c = h.repeat(CAPTIONS, axis=1), c.repeat(CAPTIONS, axis=1)  # (images, captions, decoder_dim)
+    steps = []
+    for ids in input_ids.unflatten(0, (-1, CAPTIONS)).unbind(dim=-1):
+        inputs = {"input_ids": ids.numpy(), "h": h, "c": c, "values": values, "keys": keys}
+        logits, h, c, attention = captioner.decoder.run(["logits", "next_h", "next_c", "attention"], inputs)
+        steps.append((logits, attention))
+    logits, attention = (np.stack(step, axis=2) for step in zip(*steps, strict=True))  # (images, captions, steps, ...)
+
+    def difference(ours: Floats, torchs: torch.Tensor) -> float:
+        theirs = torchs.numpy().reshape(ours.shape)
+        return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+
+    return {
+        "values": difference(values, model.decoder.projected(expected.encoder_last_hidden_state)),
+        "logits": difference(logits, expected.logits),
+        "attention": difference(attention, expected.cross_attentions[0]),
+    }

@@ -1,0 +1,198 @@
+"""Model cards: measured figures in a card's metadata and its table, and a plain card for a checkpoint without one."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedConfig
+
+from modeling_showattend.configuration_showattend import ShowAttendConfig
+
+METRIC_NAMES = {
+    "bleu_1": "BLEU-1",
+    "bleu_2": "BLEU-2",
+    "bleu_3": "BLEU-3",
+    "bleu_4": "BLEU-4",
+    "meteor": "METEOR",
+    "rouge_l": "ROUGE-L",
+    "cider": "CIDEr",
+    "spice": "SPICE",
+}
+# A text's table stands between these two lines, which no reader sees.
+BEGIN, END = "<!-- figures: written from measured results, not by hand -->", "<!-- end of figures -->"
+
+TEMPLATE = """\
+---
+{{ card_data }}
+---
+
+# {{ model_name }}
+
+Captions photos, each in a sentence, as in Show, Attend and Tell
+([Xu et al., 2015](https://arxiv.org/abs/1502.03044)).
+
+```python
+from transformers import pipeline
+
+captioner = pipeline(model="{{ model }}", trust_remote_code=True)
+captioner("photo.jpg", num_beams=3)  # [{"generated_text": "..."}]
+```
+
+## Network
+
+A {{ config.encoder_name }} turns the photo into a grid of features ({{ config.encoder_dim }} channels), additive
+attention ({{ config.attention_dim }} units) looks at the grid before every word, and an LSTM ({{ config.decoder_dim }}
+units) over embeddings ({{ config.embed_size }}) of {{ config.vocab_size }} word pieces tells the caption.
+
+## Evaluation
+
+{{ begin }}
+
+Nothing has been measured yet.
+
+{{ end }}
+
+## Training, licence, limits
+
+Its authors have not said yet what it was trained on, what its weights may be used for and where it fails.
+"""
+
+
+def eval_results(figures: dict[str, Any]) -> list[EvalResult]:
+    """The metrics of what [`evaluate_checkpoint`] returned, to one decimal, as a card's metadata hold them."""
+    search = _search(figures["generation"])
+    return [
+        EvalResult(
+            task_type="image-to-text",
+            dataset_type=figures["dataset"],
+            dataset_name=figures["dataset"],
+            dataset_split=figures["split"],
+            metric_type=name.split("_")[0],
+            metric_name=f"{METRIC_NAMES[name]} ({search})",
+            metric_value=round(value, 1),
+        )
+        for name, value in figures["metrics"].items()
+    ]
+
+
+def stored_results(folder: str | Path) -> list[EvalResult]:
+    """Those of all `*.json` in a folder, each a `figures.json` of an evaluation: by split, fewest beams first.
+
+    Raises:
+        FileNotFoundError: If there are none.
+    """
+    stored = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
+    if not stored:
+        raise FileNotFoundError(f"{folder} holds no stored results.")
+    stored.sort(key=lambda figures: (figures["split"], figures["generation"]["num_beams"]))
+    return [result for figures in stored for result in eval_results(figures)]
+
+
+def with_evaluation(text: str, results: Sequence[EvalResult]) -> str:
+    """The text of a card with these results and no others: in its metadata, and in the table between the two markers.
+
+    Either may be absent: a README of code has no metadata.
+
+    Raises:
+        ValueError: If the metadata are no valid YAML or their `model-index` is broken.
+    """
+    if text.startswith("---"):
+        card = ModelCard(text)
+        data: Any = card.data
+        heading = re.search(r"^# (.+)", card.text, re.MULTILINE)
+        data.model_name = data.model_name or (heading[1] if heading else "captioner")  # a model-index has a name
+        data.eval_results = list(results)
+        text = str(card)
+    marked = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    return marked.sub(lambda _: f"{BEGIN}\n\n{results_table(results)}\n{END}", text)
+
+
+def results_table(results: Sequence[EvalResult]) -> str:
+    """A Markdown table with a row for each split and search, and a column for each metric."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for result in results:
+        metric, _, search = str(result.metric_name).partition(" (")
+        row = rows.setdefault((f"{result.dataset_name} {result.dataset_split}", search.removesuffix(")")), {})
+        row[metric] = result.metric_value
+    metrics = [name for name in METRIC_NAMES.values() if any(name in row for row in rows.values())]
+    lines = ["| " + " | ".join(["split", "search", *metrics]) + " |", "|---|---|" + "---:|" * len(metrics)]
+    for names, row in rows.items():
+        lines.append(
+            "| " + " | ".join([*names, *(f"{row[name]:.1f}" if name in row else "" for name in metrics)]) + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def add_evaluation(path: str | Path, figures: dict[str, Any]) -> None:
+    """Write what [`evaluate_checkpoint`] returned into a card; those of the same split and search are replaced.
+
+    Args:
+        path: The card; made if absent.
+        figures: The metrics, the data and the generation settings.
+
+    Raises:
+        ValueError: If the card's metadata are broken.
+        OSError: If it cannot be read or written.
+    """
+    path = Path(path)
+    if not path.exists():
+        checkpoint = figures["checkpoint"]
+        path.write_text(new_card(ShowAttendConfig.from_pretrained(checkpoint), f"USER/{Path(checkpoint).name}"))
+    text = path.read_text()
+    new = eval_results(figures)
+
+    def measured(result: EvalResult) -> tuple[Any, ...]:
+        return result.dataset_type, result.dataset_split, str(result.metric_name).partition(" (")[2]
+
+    replaced = {measured(result) for result in new}
+    data: Any = ModelCard(text).data
+    old = [result for result in data.eval_results or [] if measured(result) not in replaced]
+    path.write_text(with_evaluation(text, old + new))
+
+
+def new_card(config: PreTrainedConfig, model: str) -> str:
+    """A card that says what the config says and claims nothing else.
+
+    Args:
+        config: The captioner's.
+        model: Its id on the Hub.
+    """
+    data = ModelCardData(
+        library_name="transformers", pipeline_tag="image-to-text", tags=["image-captioning", "showattend"]
+    )
+    markers = {"begin": BEGIN, "end": END}
+    card = ModelCard.from_template(
+        data, template_str=TEMPLATE, config=config, model=model, model_name=Path(model).name, **markers
+    )
+    return f"{card}\n"
+
+
+def published_card(path: str | Path) -> dict[str, bytes]:
+    """A card as the folder of a checkpoint holds it: `README.md`, and what it links to at the same relative paths.
+
+    Raises:
+        OSError: If the card, or a file that it links to, cannot be read.
+    """
+    path = Path(path)
+    linked = {link: (path.parent / link).read_bytes() for link in local_links(path.read_text())}
+    return {"README.md": path.read_bytes()} | linked
+
+
+def local_links(text: str) -> list[str]:
+    """The targets of a card's links and pictures that are relative, and so must travel with it."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    links = re.findall(r"\]\(([^)\s]+)|\b(?:src|href)=\"([^\"]+)\"", text)
+    targets = dict.fromkeys((first or second).partition("#")[0] for first, second in links)
+    return [target for target in targets if target and not re.match(r"\w+:", target)]
+
+
+def _search(generation: dict[str, Any]) -> str:
+    settings = dict(generation)
+    beams = settings.pop("num_beams", 1)
+    if beams == 1:
+        settings.pop("length_penalty", None)  # weighs beams against each other
+    search = "greedy search" if beams == 1 else f"beam search, {beams} beams"
+    return ", ".join([search, *(f"{name} {value}" for name, value in settings.items())])

@@ -1,0 +1,77 @@
+"""Self-critical sequence training (Rennie et al., 2017, https://arxiv.org/abs/1612.00563).
+
+Cross entropy teaches the next word of a caption that a person wrote; a metric judges whole captions that the model
+wrote. So captions are sampled, and those that score better than a baseline are made more likely, the others less.
+"""
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from modeling_showattend.metrics import CiderDReward
+from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
+from modeling_showattend.processing_showattend import ShowAttendProcessor
+from showattend.data.batches import Batch
+
+
+@torch.no_grad()
+def sample_captions(
+    model: ShowAttendForConditionalGeneration,
+    processor: ShowAttendProcessor,
+    batch: Batch,
+    reward: CiderDReward,
+    samples: int,
+    baseline: str,
+    max_length: int,
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Sample captions and say how much better than the baseline each is.
+
+    Args:
+        model: The captioner, unwrapped.
+        batch: Photos; its labels are not looked at.
+        reward: Scores captions of training photos.
+        samples: How many captions to sample of each photo.
+        baseline: `greedy`, the reward of the photo's greedy caption (the paper's), or `samples`, the mean reward of
+            its other samples (Luo, 2020, https://arxiv.org/abs/2003.09971).
+
+    Returns:
+        The samples as labels (photos * samples, steps), their advantages (photos * samples,), and the mean reward.
+    """
+    training = model.training
+    model.eval()  # the captions that are judged are those that the model would give, without dropout
+    encoded = model.encoder(image_features=batch.image_features.to(model.device))
+    # Whatever the checkpoint says of them:
+    settings: dict[str, Any] = dict(max_length=max_length, num_beams=1, no_repeat_ngram_size=0)
+    whole: dict[str, Any] = dict(do_sample=True, top_k=0, top_p=1.0, temperature=1.0)
+    sampled = model.generate(encoder_outputs=encoded, num_return_sequences=samples, **whole, **settings)
+    sequences = sampled[:, 1:]  # without [CLS]
+    ends = (sequences == processor.tokenizer.sep_token_id).long()
+    labels = sequences.masked_fill(ends.cumsum(dim=1) > ends, -100)
+
+    ids = [image_id for image_id in batch.image_ids for _ in range(samples)]
+    rewards = torch.from_numpy(reward.reward(ids, processor.batch_decode(sampled, skip_special_tokens=True)))
+    of_photo = rewards.view(-1, samples)  # (photos, samples)
+    if baseline == "greedy":
+        greedy = model.generate(encoder_outputs=encoded, do_sample=False, **settings)
+        captions = processor.batch_decode(greedy, skip_special_tokens=True)
+        compared_with = torch.from_numpy(reward.reward(batch.image_ids, captions)).unsqueeze(1)  # (photos, 1)
+    else:
+        compared_with = (of_photo.sum(dim=1, keepdim=True) - of_photo) / (samples - 1)  # (photos, samples)
+    model.train(training)
+    return labels, (of_photo - compared_with).flatten().to(labels.device), rewards.mean().item()
+
+
+def policy_gradient_loss(logits: torch.Tensor, labels: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
+    """REINFORCE: minus the log probability of each sampled piece, weighted by its caption's advantage.
+
+    Args:
+        logits: (captions, steps, vocab_size).
+        labels: (captions, steps), -100 after the end.
+        advantages: (captions,).
+
+    Returns:
+        The sum over all pieces. Its gradient, not its value, has a meaning.
+    """
+    negative_log_probs = F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")  # 0 at -100
+    return (advantages.unsqueeze(1) * negative_log_probs).sum()

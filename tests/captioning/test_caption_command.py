@@ -1,0 +1,414 @@
+import csv
+import errno
+import functools
+import importlib.util
+import io
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from huggingface_hub.utils import logging as hub_logging
+from PIL import Image
+from tiny_flickr import COLOURS, ROOT, SHAPES, draw, environment
+from transformers.utils import logging
+
+from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
+
+MakeModel = Callable[..., ShowAttendForConditionalGeneration]
+SCRIPT = ROOT / "scripts" / "caption.py"
+PHOTOS = [f"photos/{name}.jpg" for name in ("a", "b", "c", "d", "e", "f", "sub/g")]
+
+
+class Done(NamedTuple):
+    code: int
+    lines: list[str]  # of standard output
+    errors: list[str]  # lines of standard error
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, make_model: MakeModel, processor: ShowAttendProcessor) -> Path:
+    folder = tmp_path_factory.getbasetemp() / "captioner"  # one for all tests
+    if not folder.exists():
+        make_model().save_pretrained(folder)
+        processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Six photos in a folder and one below; tests run beside it and name it `photos`."""
+    (tmp_path / "photos" / "sub").mkdir(parents=True)
+    drawings = [(colour, shape) for shape in SHAPES for colour in COLOURS][1::2]
+    for path, (colour, shape) in zip(PHOTOS, drawings, strict=False):
+        (tmp_path / path).write_bytes(draw(colour, shape))
+    (tmp_path / "photos" / "notes.txt").write_text("no photo")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def run(
+    checkpoint: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> Iterator[Run]:
+    """Runs the script in this process, beside the folder `photos`."""
+    specification = importlib.util.spec_from_file_location("caption", SCRIPT)
+    assert specification is not None
+    assert specification.loader is not None
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    monkeypatch.chdir(photos.parent)
+
+    def run(*arguments: object, stdin: bytes | None = b"") -> Done:
+        monkeypatch.setattr(sys, "argv", ["caption.py", f"--checkpoint={checkpoint}", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin)))
+        try:
+            code = script.main()
+        except SystemExit as exit:  # argparse's
+            code = exit.code
+        out, err = (written.decode("utf-8", "surrogateescape") for written in capsysbinary.readouterr())
+        return Done(code, out.splitlines(), err.splitlines())
+
+    verbosities = logging.get_verbosity(), hub_logging.get_verbosity()
+    yield run
+    logging.set_verbosity(verbosities[0])
+    hub_logging.set_verbosity(verbosities[1])
+    logging.enable_progress_bar()
+
+
+def command(checkpoint: Path, *arguments: object, launch: bool = False) -> list[str]:
+    two = ["-m", "accelerate.commands.launch", f"--config_file={ROOT}/configs/accelerate_two_cpu_processes.yaml"]
+    return [sys.executable, *(two if launch else []), str(SCRIPT), f"--checkpoint={checkpoint}", *map(str, arguments)]
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# --- what is printed ---
+
+
+def test_one_photo_prints_one_sentence(run: Run) -> None:
+    one = run("photos/a.jpg")
+    assert (one.code, one.errors, len(one.lines)) == (0, [], 1)
+    assert "\t" not in one.lines[0]
+    assert run("photos/notes.txt") == (
+        1,
+        [],
+        ["error: cannot read photos/notes.txt: it is empty or in no image format that Pillow knows"],
+    )
+
+
+def test_several_photos_print_their_names(run: Run, photos: Path) -> None:
+    single = {name: run(name).lines[0] for name in PHOTOS}
+    assert len(set(single.values())) > 3
+    expected = [f"{name}\t{single[name]}" for name in PHOTOS]
+    assert run("photos", "--batch-size=3") == (0, expected, [])
+    assert run(*PHOTOS[:2]).lines == expected[:2]
+    assert run("photos/*.jpg").lines == expected[:-1]
+    assert run("-", stdin="\0".join(PHOTOS).encode()).lines == expected
+    assert run("photos/sub").lines == expected[-1:]
+    weird = "photos/new\nline \udcff.jpg"
+    Path(weird).write_bytes(Path("photos/a.jpg").read_bytes())
+    assert run("photos").lines[-2] == f"photos/new\\nline \udcff.jpg\t{single['photos/a.jpg']}"
+
+
+def test_settings_reach_generate(run: Run) -> None:
+    assert len(set(run("photos/a.jpg", "--num-captions=3", "--max-length=6").lines)) == 3
+    assert run("photos/a.jpg", "--prefix=A red ball").lines[0].startswith("a red ball")
+    drawn = {line for _ in range(4) for line in run("photos/a.jpg", "--sample", "--num-captions=3").lines}
+    assert len(drawn) > 3
+    likeliest = {line for _ in range(4) for line in run("photos/a.jpg", "--sample", "--temperature=0.001").lines}
+    assert likeliest == set(run("photos/a.jpg", "--num-beams=1").lines)
+    assert run("photos/a.jpg", "--num-beams=2", "--dtype=bfloat16").code == 0
+
+
+# --- files of captions ---
+
+
+def test_output_files(run: Run) -> None:
+    assert run("photos", "--output=captions.jsonl", "--num-captions=2") == (0, [], [])
+    rows = read(Path("captions.jsonl"))
+    assert [row["path"] for row in rows] == [name for name in PHOTOS for _ in range(2)]
+    assert [set(row) for row in rows] == [{"path", "caption", "score"}] * 14
+    assert run("photos", "--output=captions.csv", "--num-captions=2").code == 0
+    with Path("captions.csv").open(newline="") as file:
+        assert [row | {"score": float(row["score"])} for row in csv.DictReader(file)] == rows
+    assert run("photos", "--num-captions=2").lines == [f"{row['path']}\t{row['caption']}" for row in rows]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_resume(run: Run, ending: str) -> None:
+    broken = Path("photos/c.jpg")
+    photo = broken.read_bytes()
+    whole, resumed = Path(f"whole.{ending}"), Path(f"resumed.{ending}")
+    assert run("photos", f"--output={whole}").code == 0
+    lines = whole.read_bytes().splitlines(keepends=True)
+    first = len(lines) - len(PHOTOS)
+    resumed.write_bytes(b"".join(lines[: first + 2]) + lines[first + 2][:20])
+    broken.write_bytes(b"")
+    assert run("photos", f"--output={resumed}", "--resume").code == 1
+    assert resumed.read_bytes().splitlines(keepends=True) == lines[: first + 2] + lines[first + 3 :]
+    broken.write_bytes(photo)
+    done = run("photos", f"--output={resumed}", "--resume")  # what failed is tried again
+    assert done == (0, [], ["6 of the photos had their captions already"])
+    assert sorted(resumed.read_bytes().splitlines(keepends=True)) == sorted(lines)
+    before = resumed.read_bytes()
+    assert run("photos", f"--output={resumed}").code == 2
+    assert resumed.read_bytes() == before
+
+
+# --- what goes wrong ---
+
+
+def test_each_failure_is_one_line_and_the_rest_goes_on(run: Run) -> None:
+    expected = run("photos").lines
+    Path("photos/b2.jpg").write_bytes(Path("photos/b.jpg").read_bytes()[:500])
+    Path("photos/b3.jpg").write_bytes(b"")
+    Path("photos/b4.jpg").symlink_to("nowhere")
+    Path("empty\nfolder").mkdir()
+    enormous = Path("photos/b5.png")
+    Image.new("1", (14000, 14000)).save(enormous)
+    done = run("photos", "missing.jpg", "empty\nfolder", "no*match")
+    assert (done.code, done.lines) == (1, expected)
+    named = [
+        "photos/b2.jpg",
+        "photos/b3.jpg",
+        "photos/b4.jpg",
+        "photos/b5.png",
+        "missing.jpg",
+        "empty\\nfolder",
+        "no*match",
+    ]
+    assert len(done.errors) == len(named)
+    for name in named:
+        assert sum(name in line for line in done.errors) == 1
+    assert all(line.startswith("error: ") for line in done.errors)
+    assert run("-") == (0, [], [])
+
+
+def test_large_photos_are_captioned_without_a_warning(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 - 1)
+    done = run("photos")
+    assert (done.code, len(done.lines), done.errors) == (0, 7, [])
+
+
+def test_urls(run: Run, photos: Path) -> None:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(photos)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        site = f"http://127.0.0.1:{server.server_port}"
+        done = run(f"{site}/a.jpg", f"{site}/missing.jpg", "photos/b.jpg")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.code == 1
+    assert done.lines == [
+        f"{site}/a.jpg\t{run('photos/a.jpg').lines[0]}",
+        f"photos/b.jpg\t{run('photos/b.jpg').lines[0]}",
+    ]
+    [error] = done.errors
+    assert f"{site}/missing.jpg" in error
+    assert "404" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--batch-size=0"], "'0' is not a whole number from 1"),
+        (["--num-beams=two"], "'two' is not a whole number from 1"),
+        (["--top-p=1.5", "--sample"], "'1.5' is not a number from 0.001 to 1"),
+        (["--temperature=nan", "--sample"], "'nan' is not a number"),
+        (["--temperature=2"], "need --sample"),
+        (["--sample", "--num-beams=3"], "choose one of them"),
+        (["--resume"], "--resume goes on with --output FILE"),
+        (["--alt-text=html", "--output=a.csv"], "--alt-text takes one caption"),
+        (["--alt-text=sidecar", "--num-captions=2"], "--alt-text takes one caption"),
+        (["--dtype=int8"], "invalid choice"),
+        (["--length-penalty=inf"], "'inf' is not a number from -100 to 100"),
+        ([""], "an argument is empty"),
+        (["--output="], "an argument is empty"),
+        ([f"--output={'x' * 300}.csv"], f"error: {'x' * 300}.csv: File name too long"),
+        (["--output=captions.txt"], "must end in .jsonl or .csv"),
+        (["--output=nowhere/captions.csv"], "there is no folder nowhere"),
+        (["--num-captions=3", "--num-beams=2"], "--num-captions 3 needs at least as many --num-beams, not 2"),
+        (["--prefix=a zebra", "--output=new.csv"], "does not know"),
+        (["--checkpoint=nowhere", "--output=new.csv"], "There is no checkpoint folder nowhere."),
+        (["--checkpoint=photos", "--output=new.csv"], "photos holds no captioner that can be loaded"),
+    ],
+)
+def test_wrong_arguments(run: Run, arguments: list[str], error: str) -> None:
+    done = run("photos", *arguments)
+    assert (done.code, done.lines) == (2, [])
+    assert error in done.errors[-1]
+    assert not Path("new.csv").exists()
+
+
+def test_standard_input_that_is_closed(run: Run) -> None:
+    assert "standard input, which is closed" in run("-", stdin=None).errors[-1]
+    assert run("photos/a.jpg", stdin=None).code == 0
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "told"),
+    [
+        (
+            "console.Console.print",
+            OSError(errno.ENOSPC, "No space left on device"),
+            "cannot write standard output: No space left on device",
+        ),
+        (
+            "generate._generate",
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            "the memory does not hold 5 photos at a time: lower --batch-size or --num-beams",
+        ),
+    ],
+)
+def test_a_disk_or_a_memory_that_is_full(
+    run: Run, monkeypatch: pytest.MonkeyPatch, function: str, error: Exception, told: str
+) -> None:
+    def full(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(f"showattend.captioning.{function}", full)
+    assert run("photos", "--batch-size=5") == (1, [], [f"error: {told}"])
+
+
+def test_the_default_checkpoint(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = run("photos/a.jpg", "--checkpoint=checkpoints/showattend-resnet50-flickr8k")
+    assert done.code == 2
+    [error] = done.errors
+    assert error.startswith("error: There is no checkpoints/showattend-resnet50-flickr8k here: name")
+
+
+# --- alt texts ---
+
+
+def test_alt_texts_of_pages(run: Run) -> None:
+    caption = {name: run(name).lines[0] for name in PHOTOS}
+    page, other, whole = Path("photos/page.html"), Path("photos/sub/other.htm"), Path("photos/whole.html")
+    page.write_text('<p>\n<img src="a.jpg"><img src="missing.jpg"><img alt="" src="b.jpg">\n<img src="/sub/g.jpg">')
+    other.write_text('<img src="../b.jpg">')
+    whole.write_text('<img alt="a dog" src="a.jpg">')
+    done = run("photos", "--alt-text=html", "--batch-size=2")
+    assert done.code == 1
+    assert done.lines == [
+        f"photos/page.html:2\t{caption['photos/a.jpg']}",
+        f"photos/page.html:3\t{caption['photos/sub/g.jpg']}",
+        f"photos/sub/other.htm:1\t{caption['photos/b.jpg']}",
+    ]
+    assert done.errors == ["error: photos/page.html:2: no such image file: photos/missing.jpg"]
+    assert page.read_text() == (
+        f'<p>\n<img alt="{caption["photos/a.jpg"]}" src="a.jpg"><img src="missing.jpg"><img alt="" src="b.jpg">\n'
+        f'<img alt="{caption["photos/sub/g.jpg"]}" src="/sub/g.jpg">'
+    )
+    assert other.read_text() == f'<img alt="{caption["photos/b.jpg"]}" src="../b.jpg">'
+    again = run("photos/sub", "photos/whole.html", "--alt-text=html")
+    assert again == (0, [], [])
+    page.write_text('<img src="a.jpg"><img>')
+    done = run("photos/page.html", "missing.html", "--alt-text=html")
+    assert done.errors == [
+        "error: photos/page.html:1: the <img> has no src",
+        "error: cannot read missing.html: No such file or directory",
+    ]
+    assert page.read_text() == f'<img alt="{caption["photos/a.jpg"]}" src="a.jpg"><img>'
+
+
+def test_alt_texts_beside_photos(run: Run) -> None:
+    caption = run("photos/b.jpg").lines[0]
+    Path("photos/a.txt").write_text("my own words")
+    shutil.copy("photos/b.jpg", "photos/b.jpeg")
+    done = run("photos", "--alt-text=sidecar")
+    assert done.code == 1  # two photos, one text
+    assert [line for line in done.errors if "b.txt" in line] == [
+        "error: photos/b.jpg: photos/b.txt has been written for another photo"
+    ]
+    assert Path("photos/a.txt").read_text() == "my own words"
+    assert Path("photos/b.txt").read_text() == f"{caption}\n"
+    assert Path("photos/sub/g.txt").exists()
+    again = run("photos", "--alt-text=sidecar")
+    assert again == (0, [], ["8 of the photos had their captions already"])
+
+
+# --- signals, pipes, processes ---
+
+
+def test_interrupted_at_once_with_what_was_done(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "captions.jsonl"
+    arguments = command(checkpoint, "-", "--batch-size=1", f"--output={output}")
+    process = subprocess.Popen(
+        arguments,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests that a shell runs in the background ignore Ctrl-C, and what they start would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdin is not None
+    # It has read ahead as far as it may when it captions the first, and then waits for names that do not come.
+    process.stdin.write("".join(f"{photo}\n" for photo in sorted(photos.glob("*.jpg"))[:3]))
+    process.stdin.flush()
+    deadline = time.monotonic() + 240
+    while not (output.exists() and output.read_text()) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    code = process.wait(timeout=60)
+    assert process.stderr is not None
+    assert (code, process.stderr.read()) == (130, "")
+    assert [row["path"] for row in read(output)] == [str(photos / "a.jpg")]
+
+
+def test_a_pipe_that_is_closed(checkpoint: Path, photos: Path) -> None:
+    names = f"{photos / 'a.jpg'}\n" * 200
+    arguments = command(checkpoint, "-", "--batch-size=1")
+    process = subprocess.Popen(
+        arguments, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdin.write(names)
+    process.stdin.close()
+    assert process.stdout.readline().startswith(f"{photos / 'a.jpg'}\t")
+    process.stdout.close()
+    assert process.wait(timeout=240) == 141
+    assert process.stderr.read() == ""
+
+
+def test_two_processes_write_what_one_does(run: Run, checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+    (photos / "b2.jpg").write_bytes(b"")
+    assert run("photos", "--output=one.csv", "--num-captions=2").code == 1
+    # What a run of three processes left is in it, too.
+    part = Path("two.csv.part-2.jsonl")
+    with Path("one.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["path"] == "photos/a.jpg"]
+    part.write_text("".join(json.dumps(row | {"score": float(row["score"]), "index": 0}) + "\n" for row in rows))
+    two = subprocess.run(
+        command(checkpoint, "-", "missing.jpg", "--output=two.csv", "--num-captions=2", "--resume", launch=True),
+        env=environment(),
+        input="photos\n",
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    names = [line for line in two.stderr.splitlines() if line.startswith("error: ")]
+    assert two.returncode == 1
+    assert len(names) == 2, two.stderr
+    assert Path("two.csv").read_bytes() == Path("one.csv").read_bytes()
+    assert sorted(path.name for path in tmp_path.glob("two*")) == ["two.csv"]

@@ -1,0 +1,144 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
+from showattend.captioning.generate import Caption, best_device, caption_stream, check_settings, fastest_dtype
+
+MakeModel = Callable[..., ShowAttendForConditionalGeneration]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[str]:
+    """Seven of noise, all different; two of them not to be read."""
+    paths = [tmp_path / f"{number}.png" for number in range(7)]
+    for number, path in enumerate(paths):
+        noise = torch.randint(0, 256, (4, 4, 3), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
+        Image.fromarray(noise.numpy()).resize((64, 64), Image.Resampling.NEAREST).save(path)
+    paths[2].write_bytes(b"")
+    paths[5].write_bytes(paths[6].read_bytes()[:200])
+    return [str(path) for path in paths]
+
+
+def captions(stream: Iterator[tuple[str, list[Caption] | Exception]]) -> dict[str, list[str] | str]:
+    return {
+        name: str(outcome) if isinstance(outcome, Exception) else [caption.text for caption in outcome]
+        for name, outcome in stream
+    }
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 2.0, "max_length": 8},
+        {"prefix": "a black dog", "num_beams": 2},
+    ],
+)
+def test_captions_are_those_of_generate(
+    make_model: MakeModel, processor: ShowAttendProcessor, photos: list[str], settings: dict[str, Any]
+) -> None:
+    model = make_model()
+    told = captions(caption_stream(model, processor, ((name, name) for name in photos), batch_size=3, **settings))
+    assert list(told) == photos
+    generation = {name: value for name, value in settings.items() if name != "prefix"}
+    for number, name in enumerate(photos):
+        if number in (2, 5):
+            assert isinstance(told[name], str)
+            assert f"cannot read {name}: " in told[name]
+            continue
+        inputs = processor(images=name, text=settings.get("prefix"), return_tensors="pt")
+        expected = processor.batch_decode(model.generate(**inputs, **generation), skip_special_tokens=True)
+        assert told[name] == expected
+    assert len({str(texts) for texts in told.values()}) > 4
+
+
+def test_scores_are_mean_log_probabilities(
+    make_model: MakeModel, processor: ShowAttendProcessor, photos: list[str]
+) -> None:
+    model = make_model()
+    two = [photos[0], photos[3]]
+    # Beam search divides the sum by length ** length_penalty.
+    settings: dict[str, Any] = dict(num_beams=6, num_return_sequences=6, length_penalty=1.0)
+    outputs = model.generate(
+        **processor(images=two, text="a", return_tensors="pt"),
+        return_dict_in_generate=True,
+        output_scores=True,
+        **settings,
+    )
+    assert ((outputs.sequences == 3).sum(dim=1) > 1).tolist() == [False] * 6 + [True] * 6  # filled up to the longer
+    told = caption_stream(model, processor, zip(two, two, strict=True), prefix="a", **settings)
+    scores = [caption.score for _, captions in told if isinstance(captions, list) for caption in captions]
+    assert scores == pytest.approx(outputs.sequences_scores.tolist(), abs=1e-5)
+
+
+def test_samples_come_best_first(make_model: MakeModel, processor: ShowAttendProcessor, photos: list[str]) -> None:
+    settings: dict[str, Any] = dict(do_sample=True, num_return_sequences=6, num_beams=1)
+    [(_, told)] = caption_stream(make_model(), processor, [("", photos[0])], **settings)
+    assert not isinstance(told, Exception)
+    assert len({caption.text for caption in told}) > 1
+    assert told == sorted(told, key=lambda caption: -caption.score)
+
+
+def test_photos_are_read_as_they_are_needed(
+    make_model: MakeModel, processor: ShowAttendProcessor, photos: list[str]
+) -> None:
+    listed = 0
+
+    def endless() -> Iterator[tuple[int, str]]:
+        nonlocal listed
+        while True:
+            listed += 1
+            yield listed, photos[0]
+
+    stream = caption_stream(make_model(), processor, endless(), batch_size=2)
+    for number in range(1, 12):
+        assert next(stream)[0] == number
+        assert listed <= number + 6
+
+
+def test_photos_of_different_sizes(make_model: MakeModel, processor: ShowAttendProcessor, photos: list[str]) -> None:
+    processor.image_processor.size = {"shortest_edge": 64}
+    Image.open(photos[1]).resize((64, 128)).save(photos[1])
+    told = captions(caption_stream(make_model(), processor, ((name, name) for name in photos)))
+    assert list(told) == photos
+    for name in photos[:2]:
+        assert captions(caption_stream(make_model(), processor, [(name, name)])) == {name: told[name]}
+
+
+def test_settings_that_contradict(make_model: MakeModel, processor: ShowAttendProcessor) -> None:
+    config = make_model().generation_config
+    assert check_settings(config, processor, None, num_return_sequences=3)["num_beams"] == 3
+    assert check_settings(config, processor, None, num_return_sequences=3, num_beams=5)["num_beams"] == 5
+    sampled = check_settings(config, processor, None, num_return_sequences=3, do_sample=True)
+    assert sampled["num_beams"] == 1
+    with pytest.raises(ValueError, match=r"--num-captions 3 needs at least as many --num-beams, not 2"):
+        check_settings(config, processor, None, num_return_sequences=3, num_beams=2)
+    with pytest.raises(ValueError, match=r"--length-penalty chooses among beams: add --num-beams"):
+        check_settings(config, processor, None, length_penalty=2.0)
+    config.num_beams = 3
+    assert check_settings(config, processor, "A Black dog", length_penalty=2.0)["num_beams"] == 3
+    with pytest.raises(ValueError, match=r"--prefix 'a zebra' holds a word that the checkpoint's vocabulary does not"):
+        check_settings(config, processor, "a zebra")
+    with pytest.raises(ValueError, match=r"--prefix has 3 word pieces, which leaves none for a caption of 3"):
+        check_settings(config, processor, "a dog", max_length=3)
+
+
+def test_precision_and_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fastest_dtype(torch.device("cpu")) == torch.float32
+    for has_bfloat16, expected in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has_bfloat16, **_: has)
+        assert fastest_dtype(torch.device("cuda", 0)) == expected
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    for rank, index in (("0", 0), ("1", 1), ("2", 0)):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert best_device() == torch.device("cuda", index)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert best_device() == torch.device("cpu")

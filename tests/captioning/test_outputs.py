@@ -1,0 +1,111 @@
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from showattend.captioning.outputs import CaptionFile, Paths, check_output, merge_parts, part_of, recover
+
+NAMES = ["a.jpg", 'quo"te, comma.jpg', "new\nline.jpg", "return\r.jpg", "\udcff.jpg", "ünïcödé \\udcff.jpg", "z.jpg"]
+
+
+def rows_of(name: str, captions: int = 1, **place: int) -> list[dict[str, Any]]:
+    texts = [f"a dog, number {number}" for number in range(captions)]
+    return [{"path": name, "caption": text, "score": -0.5, **place} for text in texts]
+
+
+def write(path: Path, names: list[str], captions: int = 1) -> None:
+    file = CaptionFile(path)
+    for name in names:
+        file.append(rows_of(name, captions))
+    file.close()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return [row | {"score": float(row["score"])} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_what_is_written_is_read(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"captions.{ending}"
+    write(path, NAMES)
+    assert read(path) == [row for name in NAMES for row in rows_of(name)]
+
+
+@pytest.mark.parametrize("captions", [1, 2])
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_a_file_cut_anywhere_is_gone_on_from(tmp_path: Path, ending: str, captions: int) -> None:
+    names = NAMES[: 8 - 2 * captions]
+    whole = tmp_path / f"whole.{ending}"
+    write(whole, names, captions)
+    data = whole.read_bytes()
+    path = tmp_path / f"captions.{ending}"
+    for length in range(len(data) + 1):
+        path.write_bytes(data[:length])
+        done = recover(path, captions)
+        assert data.startswith(path.read_bytes())
+        write(path, [name for name in names if name not in done], captions)
+        assert path.read_bytes() == data
+    assert len(done) == len(names)
+
+
+def test_other_files_are_not_gone_on_from(tmp_path: Path) -> None:
+    path = tmp_path / "captions.jsonl"
+    for text in ('{"path": "a.jpg"}\n', "[1]\n", "path,caption,score\n", "\xff\n"):
+        path.write_text(text, encoding="latin-1")
+        with pytest.raises(ValueError, match=r"captions.jsonl, line 1: no row of path, caption and score"):
+            recover(path, 1)
+        assert path.read_text(encoding="latin-1") == text
+    path = tmp_path / "captions.csv"
+    for text in ("image,caption,score\n", "path,caption,score\na.jpg,a dog\n"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"captions.csv, line \d: no row"):
+            recover(path, 1)
+    path.unlink()
+    write(path, ["a.jpg", "b.jpg"])
+    with pytest.raises(ValueError, match=r"row 3: not every photo has 2 captions"):
+        recover(path, 2)
+
+
+def test_parts_are_merged_in_the_order_of_the_photos(tmp_path: Path) -> None:
+    path = tmp_path / "captions.csv"
+    for process in range(3):
+        part = CaptionFile(part_of(path, process))
+        for index in range(process, 8, 3):
+            if index != 4:  # which could not be read
+                part.append(rows_of(f"{index}.jpg", 2, index=index))
+        part.close()
+    with part_of(path, 1).open("a") as torn:
+        torn.write('{"path": "10.jpg", "capt')
+    with pytest.raises(OSError, match=r"only 3 of 4 parts are here"):
+        merge_parts(path, 2, Paths(), expected=4)
+    # An earlier merge got as far as the third row.
+    write(path, ["0.jpg"], 2)
+    write(path, ["1.jpg"], 1)
+    done = recover(path, 2)
+    names = [f"{index}.jpg" for index in (0, 1, 2, 3, 5, 6, 7)]
+    assert read(path) == [row for name in names for row in rows_of(name, 2)]
+    assert [name in done for name in (*names, "4.jpg", "10.jpg")] == [True] * 7 + [False] * 2
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_which_output_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"must end in .jsonl or .csv"):
+        check_output(tmp_path / "captions.txt", resume=False)
+    with pytest.raises(OSError, match=r"there is no folder .*nowhere"):
+        check_output(tmp_path / "nowhere" / "captions.csv", resume=True)
+    path = tmp_path / "captions.JSONL"
+    path.touch()
+    check_output(path, resume=False)
+    write(path, NAMES)
+    check_output(path, resume=True)
+    with pytest.raises(ValueError, match=r"holds captions already: go on with --resume"):
+        check_output(path, resume=False)
+    other = tmp_path / "other.jsonl"
+    part_of(other, 1).touch()
+    with pytest.raises(ValueError, match=r"holds captions already"):
+        check_output(other, resume=False)

@@ -1,0 +1,59 @@
+"""The captioner that lies in the repository: complete, light, and at work in a process that knows nothing of ours."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+from tiny_flickr import ROOT
+
+from showattend.checkpoints import DEFAULT_CHECKPOINT
+
+CHECKPOINT = ROOT / DEFAULT_CHECKPOINT
+CAPTION = """
+import sys
+from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+
+folder, photo = sys.argv[1:]
+model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+caption = model.generate(**processor(images=photo, return_tensors="pt"))
+print(model.dtype, processor.decode(caption[0], skip_special_tokens=True), sep="\\n")
+print(pipeline(model=folder, trust_remote_code=True)(photo)[0]["generated_text"])
+print(any(name.startswith("modeling_showattend.") for name in sys.modules))
+"""
+
+
+def test_fresh_process(tmp_path: Path) -> None:
+    process = subprocess.run(
+        [sys.executable, "-I", "-c", CAPTION, str(CHECKPOINT), str(ROOT / "docs" / "photos" / "dog.webp")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "HF_HOME": str(tmp_path)},
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    dtype, caption, from_pipeline, with_our_package = process.stdout.splitlines()
+    assert dtype == "torch.float32" and with_our_package == "False"
+    assert caption == from_pipeline
+    assert caption.startswith("a ") and " dog " in caption and "grass" in caption and "[" not in caption
+
+
+def test_light_and_complete() -> None:
+    files = {path.relative_to(CHECKPOINT): path.stat().st_size for path in CHECKPOINT.rglob("*") if path.is_file()}
+    assert sum(files.values()) < 99_000_000
+    with safe_open(CHECKPOINT / "model.safetensors", "pt") as weights:
+        dtypes = {weights.get_slice(name).get_dtype() for name in weights.keys() if "num_batches" not in name}  # noqa: SIM118
+    assert dtypes == {"F16"}
+    config = json.loads((CHECKPOINT / "config.json").read_text())
+    assert config["dtype"] == "float32" and config["vocab_size"] < 7000
+
+
+@pytest.mark.parametrize("code", sorted(path.name for path in (ROOT / "modeling_showattend").glob("*_showattend.py")))
+def test_code_is_the_packages(code: str) -> None:
+    ours = (ROOT / "modeling_showattend" / code).read_text()
+    assert (CHECKPOINT / code).read_text() == ours, f"copy modeling_showattend/{code} to {DEFAULT_CHECKPOINT}/"

@@ -1,0 +1,172 @@
+"""The figures in the model card are those that were measured, and its pictures travel with it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from modeling_showattend import ShowAttendConfig
+from showattend.checkpoints import DEFAULT_CHECKPOINT
+from showattend.hub.model_card import (
+    BEGIN,
+    END,
+    add_evaluation,
+    eval_results,
+    local_links,
+    new_card,
+    published_card,
+    stored_results,
+    with_evaluation,
+)
+
+ROOT = Path(__file__).parents[2]
+CARD = ROOT / "model_card.md"
+CHECKPOINT = ROOT / DEFAULT_CHECKPOINT
+UPDATE = "python scripts/update_model_card.py brings it up to date"
+FIGURES: dict[str, Any] = {
+    "dataset": "flickr8k",
+    "split": "validation",
+    "generation": {"num_beams": 3},
+    "metrics": {"bleu_4": 22.26, "cider": 60.0},
+}
+
+
+def metrics(card: Path | str) -> dict[str, float]:
+    data: Any = (ModelCard.load(card) if isinstance(card, Path) else ModelCard(card)).data
+    return {f"{result.dataset_split} {result.metric_name}": result.metric_value for result in data.eval_results or []}
+
+
+def test_figures_in_a_card(tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    text = f"# Tiny\n\nBefore.\n\n{BEGIN}\nold\n{END}\n\nAfter.\n"
+    card.write_text(f"---\nlicense: apache-2.0\n---\n\n{text}")
+    add_evaluation(card, FIGURES | {"metrics": {"bleu_4": 1.0, "meteor": 2.0}})
+    add_evaluation(card, FIGURES | {"generation": {"num_beams": 1}, "metrics": {"bleu_4": 20.0}})
+    add_evaluation(card, FIGURES | {"split": "test"})
+    add_evaluation(card, FIGURES)  # a second measurement takes the place of the first, METEOR and all
+    assert metrics(card) == {
+        "validation BLEU-4 (greedy search)": 20.0,
+        "test BLEU-4 (beam search, 3 beams)": 22.3,
+        "test CIDEr (beam search, 3 beams)": 60.0,
+        "validation BLEU-4 (beam search, 3 beams)": 22.3,
+        "validation CIDEr (beam search, 3 beams)": 60.0,
+    }
+    data: Any = ModelCard.load(card).data
+    assert (data.license, data.model_name) == ("apache-2.0", "Tiny")
+    assert {result.metric_type for result in data.eval_results} == {"bleu", "cider"}
+    assert card.read_text().endswith(
+        f"""Before.
+
+{BEGIN}
+
+| split | search | BLEU-4 | CIDEr |
+|---|---|---:|---:|
+| flickr8k validation | greedy search | 20.0 |  |
+| flickr8k test | beam search, 3 beams | 22.3 | 60.0 |
+| flickr8k validation | beam search, 3 beams | 22.3 | 60.0 |
+
+{END}
+
+After.
+"""
+    )
+
+
+@pytest.mark.parametrize(
+    ("generation", "name"),
+    [
+        ({"num_beams": 1}, "greedy search"),
+        ({"num_beams": 1, "length_penalty": 1.5}, "greedy search"),
+        ({"num_beams": 5}, "beam search, 5 beams"),
+        ({"num_beams": 3, "length_penalty": 1.5}, "beam search, 3 beams, length_penalty 1.5"),
+        ({"num_beams": 1, "do_sample": True, "top_k": 5}, "greedy search, do_sample True, top_k 5"),
+    ],
+)
+def test_searches_have_names(generation: dict[str, Any], name: str) -> None:
+    assert [result.metric_name for result in eval_results(FIGURES | {"generation": generation})] == [
+        f"BLEU-4 ({name})",
+        f"CIDEr ({name})",
+    ]
+
+
+def test_stored_results(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no stored results"):
+        stored_results(tmp_path)
+    for number, (split, beams) in enumerate([("validation", 1), ("test", 10), ("test", 3)]):
+        stored = FIGURES | {"split": split, "generation": {"num_beams": beams}}
+        (tmp_path / f"{number}.json").write_text(json.dumps(stored))
+    text = with_evaluation(new_card(ShowAttendConfig(), "me/tiny"), stored_results(tmp_path))
+    assert [line.split("|")[1:3] for line in text.splitlines() if line.startswith("| flickr8k")] == [
+        [" flickr8k test ", " beam search, 3 beams "],
+        [" flickr8k test ", " beam search, 10 beams "],
+        [" flickr8k validation ", " greedy search "],
+    ]
+    assert with_evaluation(text, stored_results(tmp_path)) == text
+    (tmp_path / "0.json").unlink()
+    assert "validation" not in with_evaluation(text, stored_results(tmp_path))
+    plain = f"No metadata.\n{BEGIN}\n{END}\n"
+    assert with_evaluation(plain, stored_results(tmp_path)).startswith(f"No metadata.\n{BEGIN}\n\n| split | search |")
+
+
+def test_a_new_card_claims_nothing(tmp_path: Path, make_config: Callable[..., ShowAttendConfig]) -> None:
+    text = new_card(make_config(attention_dim=77), "me/tiny")
+    card = ModelCard(text)
+    assert metrics(text) == {}
+    assert card.data.to_dict() == {
+        "library_name": "transformers",
+        "pipeline_tag": "image-to-text",
+        "tags": ["image-captioning", "showattend"],
+    }
+    assert "# tiny\n" in text and 'pipeline(model="me/tiny", trust_remote_code=True)' in text
+    assert "A resnet18 turns" in text and "(77 units)" in text and "Nothing has been measured yet." in text
+    assert "lickr" not in text
+
+    make_config(attention_dim=77).save_pretrained(tmp_path)
+    add_evaluation(tmp_path / "README.md", FIGURES | {"checkpoint": str(tmp_path)})
+    made = (tmp_path / "README.md").read_text()
+    assert "(77 units)" in made and "| beam search, 3 beams | 22.3 | 60.0 |" in made
+    assert len(metrics(made)) == 2
+    assert str(tmp_path) not in made  # a path is nobody's business
+
+
+def test_links() -> None:
+    text = """[a](a.png) ![b](docs/b.webp "title") <img src="c/c.png" width="3"> [web](https://x.org/y.png) [h](#here)
+[mail](mailto:me@x.org) [twice](a.png#top)
+
+```python
+captioner[0](photo)
+```
+"""
+    assert local_links(text) == ["a.png", "docs/b.webp", "c/c.png"]
+
+
+def test_the_cards_agree_with_the_stored_results() -> None:
+    """Metadata and table of the model card, and the README's table, are what docs/results makes of them."""
+    results = stored_results(ROOT / "docs" / "results")
+    for path in (CARD, ROOT / "README.md"):
+        text = path.read_text()
+        assert BEGIN in text and END in text, f"{path.name} has no table of figures"
+        assert text == with_evaluation(text, results), f"{path.name} disagrees with docs/results: {UPDATE}"
+
+
+def test_the_card_is_the_hubs() -> None:
+    data: Any = ModelCard.load(CARD).data
+    assert data.license == "apache-2.0"
+    assert data.language and data.datasets and data.metrics and data.library_name == "transformers"
+    assert data.pipeline_tag == "image-to-text"
+
+
+def test_what_the_card_links_to_travels() -> None:
+    for link in local_links(CARD.read_text()):
+        file = ROOT / link
+        assert file.suffix in (".png", ".webp", ".jpg", ".gif"), f"{link} does not travel: name it without a link"
+        assert file.stat().st_size < 1_000_000, f"{link} is too large to travel"
+
+
+@pytest.mark.skipif(not CHECKPOINT.is_dir(), reason=f"{DEFAULT_CHECKPOINT} is not there")
+def test_the_published_checkpoint_has_the_card() -> None:
+    for name, content in published_card(CARD).items():
+        assert (CHECKPOINT / name).read_bytes() == content, f"{name} in {DEFAULT_CHECKPOINT} is stale: {UPDATE}"

@@ -1,0 +1,497 @@
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import set_seed
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_flickr import COLOURS, ROOT, SHAPES, command_line, environment, make_folder, recipe
+from torch.nn import functional as F
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import showattend.training.trainer as training
+from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
+from modeling_showattend.metrics.ptb import find_java
+from showattend.folders import recover, replacing
+from showattend.training.self_critical import policy_gradient_loss, sample_captions
+
+TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py")]
+CAPTION_SCORES = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("flickr"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_java() -> Iterator[None]:
+    """METEOR's start takes ten seconds in every epoch; one run below has it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", environment()["PATH"])
+        yield
+
+
+def forget_process() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def train(folder: Path, output: Path, **changes: Any) -> list[dict[str, float]]:
+    """Train in this process, and return the log."""
+    forget_process()
+    try:
+        assert training.train(recipe(folder, output, **changes)) == output / "best"
+    finally:
+        forget_process()
+    return read_log(output)
+
+
+def read_log(output: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def last_weights(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / "checkpoint" / "model.safetensors")
+
+
+def run(command: list[str], **changes: str) -> str:
+    process = subprocess.run(command, capture_output=True, text=True, env=environment(**changes), timeout=300)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+# --- the script, from end to end ---
+
+ORIGINAL = dict(preset="original", epochs=2, dropout=None, checkpoint_every=2, average_decay=0.5)
+
+
+@pytest.fixture(scope="module")
+def original(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unbroken run of the write-up's recipe, in small."""
+    output = tmp_path_factory.mktemp("original") / "run"
+    stdout = run([*TRAIN, *command_line(folder, output, report_to="tensorboard", **ORIGINAL)])
+    assert stdout.splitlines()[-1] == f"The best model is in {output / 'best'}."
+    assert stdout.startswith("epoch 1, ") and "\nepoch 2, " in stdout
+    return output
+
+
+def captions_with_auto_classes(best: Path, folder: Path) -> str:
+    model: Any = AutoModelForImageTextToText.from_pretrained(best)
+    processor = AutoProcessor.from_pretrained(best)
+    assert isinstance(processor, ShowAttendProcessor)
+    photo = Image.open(folder / "photos" / "Images" / "red_circle.jpg")
+    generated = model.generate(**processor(photo, return_tensors="pt"), min_length=6, do_sample=False)
+    return processor.decode(generated[0], skip_special_tokens=True)
+
+
+def test_script(original: Path, folder: Path) -> None:
+    assert captions_with_auto_classes(original / "best", folder)
+    log = read_log(original)
+    assert [line["epoch"] for line in log] == [1, 2]
+    for line in log:
+        expected = ["epoch", "learning_rate", "train_loss", "loss", "token_accuracy", *CAPTION_SCORES]
+        assert list(line) == expected  # without METEOR: there is no Java on the path
+        assert all(math.isfinite(value) for value in line.values())
+        assert 0 <= line["token_accuracy"] <= 1 and line["learning_rate"] == 3e-4
+    assert log[1]["train_loss"] < log[0]["train_loss"]
+    assert Image.open(original / "curves.png").size[0] > 500
+    assert sorted(path.name for path in (original / "samples").iterdir()) == ["epoch-001.png", "epoch-002.png"]
+    assert Image.open(original / "samples" / "epoch-002.png").size[0] > 500
+    assert list(original.rglob("events.out.tfevents.*"))
+    assert json.loads((original / "recipe.json").read_text())["dropout"] == 0.5
+    assert {path.name for path in original.iterdir()} == {
+        *("best", "checkpoint", "log.jsonl", "curves.png", "samples", "recipe.json", "showattend")
+    }
+
+
+def test_tuned_preset(folder: Path, tmp_path: Path) -> None:
+    path = os.pathsep.join([environment()["PATH"], os.defpath])
+    output = tmp_path / "run"
+    small = dict(batch_size=8, flip=True, gradient_accumulation_steps=2, num_workers=1)
+    run([*TRAIN, *command_line(folder, output, preset="tuned", **small)], PATH=path)
+    (line,) = read_log(output)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", path)
+        assert ("meteor" in line) == bool(find_java())
+    assert set(CAPTION_SCORES) <= line.keys()
+    caption = captions_with_auto_classes(output / "best", folder)
+    model = ShowAttendForConditionalGeneration.from_pretrained(output / "best")
+    assert model.config.context_gate and model.dtype == torch.float32
+    vocabulary = (folder / "vocab.txt").read_text().split()
+    assert model.config.vocab_size == len(vocabulary) - 1  # pruned of the one word that no caption has
+    assert "." not in caption
+
+
+# --- interruptions ---
+
+
+def kill_in_the_middle_of_an_epoch(command: list[str], output: Path) -> bool:
+    """Start a run and kill it with no time for last words; whether it had a checkpoint within an epoch by then."""
+    progress = output / "checkpoint" / "progress.json"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment()) as process:
+        while not progress.exists():
+            assert process.poll() is None, process.stderr and process.stderr.read().decode()
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    if not progress.exists():  # in the moment between two renames
+        return True
+    return 0 < json.loads(progress.read_text())["step"] < 8
+
+
+def test_killed_run_ends_as_an_unbroken_one(original: Path, folder: Path, tmp_path: Path) -> None:
+    for attempt in range(3):  # a very slow observer may find that an epoch has ended
+        output = tmp_path / f"run-{attempt}"
+        command = [*TRAIN, *command_line(folder, output, **ORIGINAL)]
+        if kill_in_the_middle_of_an_epoch(command, output):
+            break
+    else:
+        pytest.fail("the run could not be killed within an epoch")
+    run(command)
+    broken, unbroken = last_weights(output), last_weights(original)
+    assert broken.keys() == unbroken.keys()
+    assert all(torch.equal(broken[name], unbroken[name]) for name in unbroken)
+    assert read_log(output) == read_log(original)
+    assert digests(output / "best") == digests(original / "best")
+
+
+@pytest.mark.parametrize(
+    ("found", "left"),
+    [
+        ({}, None),
+        ({"x.new": "half"}, None),  # killed in the first save
+        ({"x": "old", "x.new": "half"}, "old"),
+        ({"x.old": "old", "x.new": "new"}, "old"),  # between the renames
+        ({"x": "new", "x.old": "old"}, "new"),  # after them
+        ({"x": "new", "x.old": "half gone", "x.new": "half"}, "new"),
+    ],
+)
+def test_recovery_of_a_killed_save(tmp_path: Path, found: dict[str, str], left: str | None) -> None:
+    for name, content in found.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "content").write_text(content)
+    assert recover(tmp_path / "x") == (left is not None)
+    if left is not None:
+        assert (tmp_path / "x" / "content").read_text() == left
+    with replacing(tmp_path / "x") as new:
+        assert list(new.iterdir()) == []
+        (new / "content").write_text("newer")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert (tmp_path / "x" / "content").read_text() == "newer"
+
+
+def test_full_disk_leaves_the_last_checkpoint(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "run"
+    train(folder, output)
+    before = digests(output / "checkpoint") | digests(output / "best")
+
+    def fail(self: Any, path: str, *args: Any, **kwargs: Any) -> None:
+        (Path(path) / "half.bin").write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Accelerator, "save_state", fail)
+        with pytest.raises(OSError, match=r"checkpoint could not be written \(.*No space left.*last complete"):
+            train(folder, output, epochs=2, checkpoint_every=3)
+    assert digests(output / "checkpoint") | digests(output / "best") == before
+    assert not (output / "checkpoint.new").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(ShowAttendForConditionalGeneration, "save_pretrained", fail)
+        with pytest.raises(OSError, match=r"best could not be written \(.*No space left"):
+            train(folder, output, epochs=2)
+    assert digests(output / "checkpoint") | digests(output / "best") == before
+    assert [line["epoch"] for line in train(folder, output, epochs=2)] == [1, 2]
+
+
+def test_other_settings_are_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "run"
+    with pytest.raises(OSError, match="ncoder"):
+        train(folder, output, encoder_weights="nowhere.pth")  # nothing was trained: the mistake may be mended
+    train(folder, output)
+    recorded = (output / "recipe.json").read_text()
+    with pytest.raises(ValueError, match=r"run holds a run with another dropout, batch_size: go on with its settings"):
+        train(folder, output, batch_size=4, dropout=0.1)
+    assert (output / "recipe.json").read_text() == recorded
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    with pytest.raises(ValueError, match="another num_processes:"):  # steps would be counted in other batches
+        train(folder, output)
+
+
+# --- the same result however the work is shared out ---
+
+
+@pytest.fixture(scope="module")
+def doubled(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("doubled") / "run"
+    train(folder, output, batch_size=10, **SHARED)
+    return output
+
+
+SHARED = dict(
+    dropout=0.0, label_smoothing=0.1, doubly_stochastic_penalty=0.5, max_grad_norm=1.0, flip=True, learning_rate=1e-3
+)
+
+
+def assert_same_run(output: Path, expected: Path) -> None:
+    weights, expected_weights = last_weights(output), last_weights(expected)
+    for name, weight in expected_weights.items():
+        if name != "decoder.attention.A.bias":  # no gradient but rounding, since softmax does not see it
+            torch.testing.assert_close(weights[name], weight, rtol=0, atol=2e-5, msg=name)
+    for line, expected_line in zip(read_log(output), read_log(expected), strict=True):
+        assert line == pytest.approx(expected_line, rel=1e-4)
+
+
+def test_gradient_accumulation_equals_the_doubled_batch(folder: Path, tmp_path: Path, doubled: Path) -> None:
+    train(folder, tmp_path / "run", batch_size=5, gradient_accumulation_steps=2, **SHARED)
+    assert_same_run(tmp_path / "run", doubled)
+
+
+def test_two_processes_equal_the_doubled_batch(folder: Path, tmp_path: Path, doubled: Path) -> None:
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    launch += ["--config_file", str(ROOT / "configs" / "accelerate_two_cpu_processes.yaml")]
+    # A cache of their own: they share out the photos.
+    arguments = command_line(folder, tmp_path / "run", batch_size=5, cache_dir=tmp_path / "cache", **SHARED)
+    run([*launch, TRAIN[1], *arguments])
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["num_processes"] == 2
+    assert_same_run(tmp_path / "run", doubled)
+    # Not the same by standing still: each part of the decoder has moved much farther.
+    set_seed(42)
+    start = training.build_model(recipe(folder, tmp_path, **SHARED), None)[0].state_dict()
+    for name in ("attention.U.weight", "lstm_cell.weight_hh", "init_h.weight", "fcn.weight"):
+        assert (start[f"decoder.{name}"] - last_weights(doubled)[f"decoder.{name}"]).abs().max() > 1e-3
+
+
+# --- learning ---
+
+
+@pytest.fixture(scope="module")
+def overfitted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("overfitted") / "run"
+    schedule: dict[str, Any] = dict(lr_scheduler="constant_with_warmup", warmup_steps=30, learning_rate=0.002)
+    train(folder, output, epochs=10, batch_size=4, embed_size=64, decoder_dim=128, dropout=0.0, **schedule)
+    return output
+
+
+def test_loss_falls(overfitted: Path) -> None:
+    log = read_log(overfitted)
+    assert log[-1]["train_loss"] < 0.4 * log[0]["train_loss"]
+    assert log[-1]["token_accuracy"] > 0.5 > log[0]["token_accuracy"]
+
+
+def test_warm_up(overfitted: Path) -> None:
+    assert [line["learning_rate"] for line in read_log(overfitted)] == pytest.approx([0.001] + [0.002] * 9)
+
+
+def test_validation_figures_by_hand(overfitted: Path, folder: Path) -> None:
+    """From the saved model and the files alone: the mean over word pieces, not over batches or captions."""
+    model = AutoModelForImageTextToText.from_pretrained(overfitted / "best").eval()
+    processor = AutoProcessor.from_pretrained(overfitted / "best")
+    dataset = training.load_captions(folder / "photos")
+    losses, right = [], []
+    for row in dataset["validation"]:
+        pixel_values = processor(row["image"], return_tensors="pt")["pixel_values"]
+        for caption in row["captions"]:
+            pieces = processor.tokenizer(caption, truncation=True, max_length=16, return_tensors="pt")["input_ids"]
+            with torch.no_grad():
+                logits = model(pixel_values=pixel_values, decoder_input_ids=pieces[:, :-1]).logits[0]
+            losses += F.cross_entropy(logits, pieces[0, 1:], reduction="none").tolist()
+            right += (logits.argmax(dim=-1) == pieces[0, 1:]).tolist()
+    best = min(read_log(overfitted), key=lambda line: line["loss"])
+    assert best["loss"] == pytest.approx(sum(losses) / len(losses), rel=2e-3)
+    assert best["token_accuracy"] == pytest.approx(sum(right) / len(right), abs=0.51 / len(right))
+
+
+def test_finetuning_changes_the_last_stage_alone(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    rates = dict(learning_rate=1e-3, encoder_learning_rate=1e-4)
+    train(folder, output, finetune_last_stages=1, min_crop=0.5, captions_per_photo=5, batch_size=15, **rates)
+    start = ShowAttendForConditionalGeneration.from_pretrained(output / "best").encoder
+    names = dict(start.resnet.named_parameters())
+    before = load_file(folder / "resnet18.safetensors")
+    children = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"]
+    changed = set()
+    for name, weight in last_weights(output).items():
+        if name.startswith("encoder.resnet."):
+            number, rest = name.removeprefix("encoder.resnet.").split(".", 1)
+            original = before[f"{children[int(number)]}.{rest}"]
+            if not torch.equal(weight, original):
+                changed.add(name.removeprefix("encoder.resnet."))
+                assert (weight - original).abs().max() < 1.01e-4 * 4  # Adam's steps are as large as the rate
+    assert changed == {name for name in names if name.startswith("7.")}  # parameters, no statistics
+    groups = torch.load(output / "checkpoint" / "optimizer.bin", weights_only=True)["param_groups"]
+    assert [group["lr"] for group in groups] == [1e-3, 1e-4]
+    assert len(groups[1]["params"]) == len(changed)
+
+
+def test_learning_rate_falls_on_a_plateau_and_training_stops_early(folder: Path, tmp_path: Path) -> None:
+    """A rate that changes nothing to speak of: the loss improves by less than the scheduler's threshold."""
+    stalled = dict(learning_rate=2e-7, plateau_factor=0.5, plateau_patience=0, metric="token_accuracy", dropout=0.0)
+    log = train(folder, tmp_path / "run", epochs=9, early_stopping_patience=3, **stalled)
+    assert [line["learning_rate"] for line in log] == pytest.approx([2e-7, 2e-7, 1e-7, 5e-8])
+    assert len({line["token_accuracy"] for line in log}) == 1
+    # The same command again: there is nothing left to do.
+    assert train(folder, tmp_path / "run", epochs=9, early_stopping_patience=3, **stalled) == log
+
+
+def test_best_is_the_model_of_the_best_epoch(folder: Path, tmp_path: Path) -> None:
+    """Nothing is learnt after the first epoch but at a rate that ruins the model."""
+    schedule = dict(lr_scheduler="linear", warmup_steps=1_000, learning_rate=100.0, max_grad_norm=0.0)
+    log = train(folder, tmp_path / "run", epochs=2, **schedule)
+    best = ShowAttendForConditionalGeneration.from_pretrained(tmp_path / "run" / "best").state_dict()
+    last = last_weights(tmp_path / "run")
+    assert not torch.equal(best["decoder.fcn.weight"], last["decoder.fcn.weight"])
+    assert log[1]["loss"] > log[0]["loss"]
+
+
+def test_average_of_the_weights(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[torch.Tensor] = []
+    decays: list[float] = []
+
+    def recording(averaged: ShowAttendForConditionalGeneration, model: Any, decay: float) -> None:
+        if not steps:
+            steps.append(averaged.decoder.fcn.weight.detach().clone())  # the initial weights
+        steps.append(model.decoder.fcn.weight.detach().clone())
+        decays.append(decay)
+        move_average(averaged, model, decay)
+
+    move_average = training.move_average
+    monkeypatch.setattr(training, "move_average", recording)
+    train(folder, tmp_path / "run", average_decay=0.2, batch_size=20, learning_rate=1e-2)
+    assert decays == [1 / 11, 2 / 12, 0.2]
+    expected = steps[0]
+    for weights, decay in zip(steps[1:], decays, strict=True):
+        expected = decay * expected + (1 - decay) * weights
+    best = load_file(tmp_path / "run" / "best" / "model.safetensors")["decoder.fcn.weight"]
+    assert torch.allclose(best, expected, atol=1e-6)
+    assert not torch.allclose(best, last_weights(tmp_path / "run")["decoder.fcn.weight"], atol=1e-4)
+
+
+def test_self_critical_phase(folder: Path, tmp_path: Path, overfitted: Path) -> None:
+    """In small, from the best model of a first phase."""
+    start: dict[str, Any] = dict(objective="self_critical", init_from=str(overfitted / "best"), samples_per_photo=20)
+    batches: dict[str, Any] = dict(captions_per_photo=5, batch_size=10, gradient_accumulation_steps=2, epochs=6)
+    rates: dict[str, Any] = dict(learning_rate=1e-3, lr_scheduler="constant", metric="cider", dropout=0.0)
+    log = train(folder, tmp_path / "run", baseline="samples", **start, **batches, **rates)
+    rewards = [-line["train_loss"] for line in log]
+    assert 0 < rewards[0] < 10
+    assert rewards[-1] > rewards[0] + 0.1
+    with_meteor = train(folder, tmp_path / "meteor", baseline="samples", meteor_weight=5.0, **start, **batches, **rates)
+    assert -with_meteor[0]["train_loss"] > rewards[0] + 0.5
+    assert captions_with_auto_classes(tmp_path / "run" / "best", folder)
+
+
+def test_self_critical_gradients_know_no_dropout(
+    folder: Path, tmp_path: Path, overfitted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor do the samples: with dropout in one of the two, a baseline other than zero leads the gradient astray."""
+    drawn_twice: list[bool] = []
+
+    def compare(logits: torch.Tensor, labels: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
+        again = model[0](image_features=batch[0].image_features, labels=labels).logits
+        drawn_twice.append(torch.allclose(logits, again, atol=1e-5))
+        return policy_gradient_loss(logits, labels, advantages)
+
+    def remember(captioner: ShowAttendForConditionalGeneration, processor: Any, photos: Any, *rest: Any) -> Any:
+        model[:], batch[:] = [captioner], [photos]
+        return sample_captions(captioner, processor, photos, *rest)
+
+    model: list[ShowAttendForConditionalGeneration] = []
+    batch: list[Any] = []
+    monkeypatch.setattr(training, "policy_gradient_loss", compare)
+    monkeypatch.setattr(training, "sample_captions", remember)
+    start: dict[str, Any] = dict(objective="self_critical", init_from=str(overfitted / "best"), captions_per_photo=5)
+    train(folder, tmp_path / "run", dropout=0.5, batch_size=10, **start)
+    assert drawn_twice and all(drawn_twice)
+
+
+# --- what is refused before any training ---
+
+
+@pytest.fixture
+def no_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("training has begun")
+
+    monkeypatch.setattr(training, "StepDataset", fail)
+
+
+@pytest.mark.usefixtures("no_epoch")
+def test_dataset_without_validation(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "photos", tmp_path / "photos")
+    names = [path.name for path in (tmp_path / "photos" / "Images").iterdir()]
+    (tmp_path / "photos" / "Flickr_8k.trainImages.txt").write_text("\n".join(names))
+    with pytest.raises(ValueError, match="photos has no validation split, and training needs one"):
+        train(folder, tmp_path / "run", dataset=str(tmp_path / "photos"))
+
+
+@pytest.mark.usefixtures("no_epoch")
+def test_unwritable_output_folder(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"^--output-dir .*/file/run cannot be written: Not a directory\.$"):
+        train(folder, tmp_path / "file" / "run")
+
+
+@pytest.mark.usefixtures("no_epoch")
+def test_metric_that_cannot_be_measured(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^--metric meteor cannot be measured on this machine"):
+        train(folder, tmp_path / "run", metric="meteor")
+
+
+@pytest.mark.usefixtures("no_epoch")
+def test_no_captioner_to_start_from(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"^[^\n]*nowhere[^\n]*$"):
+        train(folder, tmp_path / "run", init_from=str(tmp_path / "nowhere"))
+
+
+def test_loss_that_is_not_finite(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match="in step 2 of epoch 1: a lower --learning-rate"):
+        train(folder, tmp_path / "run", learning_rate=1e38, lr_scheduler="constant")
+    assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_teachers_captions(folder: Path, tmp_path: Path) -> None:
+    """What others said of the photos is learnt, and each photo's own captions that agree least are not."""
+    said = tmp_path / "said.jsonl"
+    rows = [
+        {"path": f"{folder}/photos/Images/{colour}_{shape}.jpg", "caption": f"{shape} {shape} {colour}", "score": -1.0}
+        for colour in COLOURS
+        for shape in SHAPES
+    ]
+    said.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    learnt: list[list[str]] = []
+
+    def remember(captions: list[list[str]], *others: Any) -> list[list[list[int]]]:
+        learnt.append([caption for of_photo in captions for caption in of_photo])
+        return caption_labels(captions, *others)
+
+    caption_labels = training.caption_labels
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "caption_labels", remember)
+        train(folder, tmp_path / "run", epochs=1, teacher_captions=[str(said)])
+    of_train, of_validation = learnt
+    photos = len(of_train) // 4
+    assert len(of_train) == 4 * photos
+    assert sum(caption in {row["caption"] for row in rows} for caption in of_train) == photos
+    assert not any(caption in {row["caption"] for row in rows} for caption in of_validation)
