@@ -1,7 +1,7 @@
-"""Where the captioner looked: for every word of a caption, a map of its attention on the photo.
+"""Where the captioner looked: for every word of a caption, a map of its attention over the image.
 
-`attend` captions a photo and gives words and maps at once. Its two halves serve alone as well: `words_and_grids` joins
-word pieces to words, with the attention of each, and `photo_maps` lays such attention on the photo.
+`attend` captions an image and returns words and maps together. Its two steps can be called alone: `words_and_grids`
+merges tokens into words and averages their attention, `image_maps` upsamples such attention to the image's pixels.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from modeling_showattend.image_processing_showattend import load_image
 from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration, generated_attentions
 from modeling_showattend.processing_showattend import ShowAttendProcessor
 
-CELL = 32  # pixels of the network's input in a cell of its grid, along each side: every ResNet halves its input 5 times
+CELL = 32  # side of a grid cell in pixels of the network's input: every ResNet halves its input five times
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,10 +25,10 @@ class AttendedCaption:
 
     Args:
         caption: As the processor decodes it.
-        words: What stands between the caption's spaces: `" ".join(words) == caption`.
-        grids: float32 (words, rows, columns): the attention on each cell of the grid. Each word's sums to one.
-        box: (left, top, right, bottom): where the grid lies on the upright photo, in pixels.
-        size: (width, height) of the upright photo.
+        words: The caption split at its spaces: `" ".join(words) == caption`.
+        grids: float32 (words, rows, columns): the attention weight of each cell. Each word's weights sum to one.
+        box: (left, top, right, bottom) of the grid on the upright image, in pixels.
+        size: (width, height) of the upright image in pixels.
     """
 
     caption: str
@@ -39,17 +39,17 @@ class AttendedCaption:
 
     @cached_property
     def maps(self) -> np.ndarray:
-        """The attention on each pixel of the upright photo, float32 (words, height, width), as [`photo_maps`] says.
+        """The attention on each pixel of the upright image, float32 (words, height, width): see [`image_maps`].
 
-        They take 4 bytes a word and pixel: of a large photo, `resized_maps` are enough to look at.
+        They take 4 bytes per word and pixel; to look at a large image, `resized_maps` are enough.
         """
         return self.resized_maps(*self.size)
 
     def resized_maps(self, width: int, height: int) -> np.ndarray:
-        """The maps on the upright photo resized to `width` x `height`, float32 (words, height, width)."""
+        """The maps for the upright image resized to `width` x `height`, float32 (words, height, width)."""
         x, y = width / self.size[0], height / self.size[1]
         left, top, right, bottom = self.box
-        return photo_maps(self.grids, (left * x, top * y, right * x, bottom * y), width, height)
+        return image_maps(self.grids, (left * x, top * y, right * x, bottom * y), width, height)
 
 
 def attend(
@@ -59,33 +59,33 @@ def attend(
     text: str | None = None,
     **generation: Any,
 ) -> AttendedCaption:
-    """Caption a photo and say where the network looked before each word.
+    """Caption an image and return where the network looked before each word.
 
     Args:
         model: In eval mode, on any device.
         processor: The model's.
-        image: A photo of any kind that [`load_image`] reads.
-        text: How the caption is to begin. Its words have maps too: where the network looked before it read them.
-        generation: Goes to `generate`. With beams, the attention is that of the beam that survived.
+        image: Anything that [`load_image`] reads.
+        text: The beginning of the caption. Its words have maps too: where the network looked before reading them.
+        generation: Passed to `generate`. With beam search, the attention is that of the winning beam.
 
     Raises:
-        ValueError: If several captions are asked for; or from [`load_image`] and `generate`.
-        OSError: If the photo cannot be read.
+        ValueError: If `num_return_sequences` is not 1; or from [`load_image`] and `generate`.
+        OSError: If the image cannot be read.
     """
     if generation.get("num_return_sequences", 1) != 1:
-        raise ValueError("attend tells one caption of a photo: leave num_return_sequences out.")
-    photo = load_image(image)
-    inputs = processor(images=photo, text=text, return_tensors="pt").to(model.device)
+        raise ValueError("attend returns one caption for an image: leave num_return_sequences out.")
+    image = load_image(image)
+    inputs = processor(images=image, text=text, return_tensors="pt").to(model.device)
     outputs: Any = model.generate(**inputs, **generation, return_dict_in_generate=True, output_attentions=True)
-    # The first step read [CLS] and the given text, and looked before every piece of it: (beams, 1, read, positions).
-    given = outputs.cross_attentions[0][0][0, 0, :-1]  # (pieces of the text, positions), the same for all beams
-    attentions = torch.cat([given, generated_attentions(outputs)[0]])  # (pieces, positions)
+    # The first step reads [CLS] and the prompt: (beams, 1, [CLS] and prompt tokens, positions), the same for all beams.
+    prompt = outputs.cross_attentions[0][0][0, 0, :-1]  # (prompt tokens, positions)
+    attentions = torch.cat([prompt, generated_attentions(outputs)[0]])  # (tokens, positions)
     height, width = inputs["pixel_values"].shape[-2:]
     words, grids = words_and_grids(
         processor, outputs.sequences[0, 1:], attentions, rows=-(-height // CELL), columns=-(-width // CELL)
     )
-    box = processor.image_processor.attention_box(*photo.size)
-    return AttendedCaption(" ".join(words), words, grids, box, photo.size)
+    box = processor.image_processor.attention_box(*image.size)
+    return AttendedCaption(" ".join(words), words, grids, box, image.size)
 
 
 def words_and_grids(
@@ -95,23 +95,33 @@ def words_and_grids(
     rows: int,
     columns: int,
 ) -> tuple[list[str], np.ndarray]:
-    """Join word pieces to the words that `processor.decode` writes, and average the attention of each word's pieces.
+    """Merge tokens into the words that `processor.decode` writes, and average the attention of each word's tokens.
 
-    Where a caption is shown while it grows, call this with the pieces so far: the last word may still change.
+    To show a caption while it is generated, call this with the tokens so far: the last word may still change.
 
     Args:
-        processor: Of the model that generated the pieces.
-        ids: (pieces,): the caption after `[CLS]`. Special tokens ([SEP], padding, [UNK]) belong to no word.
-        attentions: (pieces, rows * columns): where the network looked before each piece.
-        rows, columns: Of the grid: the height and width of `pixel_values` over 32, rounded up.
+        processor: Of the model that generated the tokens.
+        ids: (tokens,): the caption after `[CLS]`. Special tokens ([SEP], padding, [UNK]) belong to no word.
+        attentions: (tokens, rows * columns): where the network looked before each token.
+        rows, columns: Size of the grid: the height and width of `pixel_values` divided by 32, rounded up.
 
     Returns:
         The words, and their attention as float32 (words, rows, columns); each word's sums to one.
     """
-    ids = [int(piece) for piece in ids]
+    ids = [int(token) for token in ids]
     weights = torch.as_tensor(attentions).float().cpu().numpy().reshape(len(ids), rows, columns)
     words = processor.decode(ids, skip_special_tokens=True).split()
-    # Decoding only ever takes spaces away, so a piece lies where the letters of the pieces up to it end.
+    grids = np.zeros((len(words), rows, columns), dtype=np.float32)
+    for word, tokens in enumerate(tokens_of_words(processor, ids)):
+        mean = weights[tokens].mean(axis=0, dtype=np.float64)
+        grids[word] = mean / mean.sum()  # in low precision the weights sum to almost one
+    return words, grids
+
+
+def tokens_of_words(processor: ShowAttendProcessor, ids: Sequence[int]) -> list[list[int]]:
+    """The positions in `ids` of the tokens of each word that `processor.decode` writes."""
+    words = processor.decode(ids, skip_special_tokens=True).split()
+    # Decoding removes spaces and nothing else, so counting letters shows which word a token ends up in.
     ends = np.cumsum([len(word) for word in words])
     members: list[list[int]] = [[] for _ in words]
     letters = 0
@@ -120,49 +130,44 @@ def words_and_grids(
         letters = len("".join(processor.decode(ids[: number + 1], skip_special_tokens=True).split()))
         if letters > before:
             members[int(np.searchsorted(ends, before, side="right"))].append(number)
-    grids = np.zeros((len(words), rows, columns), dtype=np.float32)
-    for word, pieces in enumerate(members):
-        mean = weights[pieces].mean(axis=0, dtype=np.float64)
-        grids[word] = mean / mean.sum()  # low precision sums to almost one
-    return words, grids
+    return members
 
 
-def photo_maps(grids: np.ndarray, box: tuple[float, float, float, float], width: int, height: int) -> np.ndarray:
-    """Lay the weights of a grid smoothly on a photo.
+def image_maps(grids: np.ndarray, box: tuple[float, float, float, float], width: int, height: int) -> np.ndarray:
+    """Upsample the attention weights of a grid to an image.
 
-    The paper upsamples the weights with a Gaussian filter (Xu et al., 2015, section 5.4). Here every cell spreads its
-    weight as a cubic B-spline, which is bilinear interpolation smoothed once more: much like a Gaussian with a standard
-    deviation of 0.58 cells, but of finite width. What would leave the grid is reflected at its border, so that all of
-    a cell's weight stays on what the network saw, and equal weights make an even map.
+    The paper upsamples the weights with a Gaussian filter (Xu et al., 2015, section 5.4). Here the kernel is a cubic
+    B-spline: close to a Gaussian with a standard deviation of 0.58 cells, but of finite width. The kernel is reflected
+    at the border of the grid, so the weight of a border cell stays inside and equal weights make an even map.
 
     Args:
         grids: (..., rows, columns), not negative.
-        box: (left, top, right, bottom) of the grid in pixels of the photo, as `attention_box` gives it.
-        width, height: Size of the photo in pixels.
+        box: (left, top, right, bottom) of the grid in pixels of the image, as `attention_box` gives it.
+        width, height: Size of the image in pixels.
 
     Returns:
-        float32 (..., height, width): the share of the attention on each pixel. Not negative, zero outside the box, and
-        summing to one; all zero only where no weight lies on the photo, but all on a crop's padding.
+        float32 (..., height, width): the share of the attention on each pixel: not negative, zero outside the box. A
+        map sums to one, or is all zero if all of its weight lies on the padding that a crop added.
     """
     grids = np.asarray(grids, dtype=np.float64)
     left, top, right, bottom = box
     down = _shares(grids.shape[-2], top, bottom, height)  # (height, rows)
     across = _shares(grids.shape[-1], left, right, width)  # (width, columns)
-    totals = (down.sum(axis=0) @ grids @ across.sum(axis=0))[..., None, None]  # what lies on the photo, (..., 1, 1)
+    totals = (down.sum(axis=0) @ grids @ across.sum(axis=0))[..., None, None]  # weight on the image, (..., 1, 1)
     grids = np.divide(grids, totals, out=np.zeros_like(grids), where=totals > 0)
     return down.astype(np.float32) @ grids.astype(np.float32) @ across.T.astype(np.float32)
 
 
 def _shares(cells: int, start: float, end: float, pixels: int) -> np.ndarray:
-    """How a row of `cells` from `start` to `end` shares out its weights among pixels, (pixels, cells)."""
+    """The share of each of `cells` cells between `start` and `end` that falls on each pixel, (pixels, cells)."""
     edges = (np.clip(np.arange(pixels + 1), start, end) - start) / (end - start) * cells  # of the pixels, in cells
-    centres = np.arange(-2, cells + 2) + 0.5  # of the cells and of their two mirror images on either side
+    centres = np.arange(-2, cells + 2) + 0.5  # of the cells, and of two mirrored cells beyond either border
     distances = np.clip(edges[:, None] - centres, -2, 2)  # (pixels + 1, cells + 4)
-    # The integral of the cubic B-spline up to each edge; a pixel has what lies between its two edges.
+    # The integral of the cubic B-spline up to each edge: a pixel's share is the difference between its two edges.
     terms = [sign * np.maximum(distances + knot, 0) ** 4 for sign, knot in ((1, 2), (-4, 1), (6, 0), (-4, -1))]
     between = np.maximum(np.diff(sum(terms) / 24, axis=0), 0)  # (pixels, cells + 4)
     shares = np.zeros((pixels, cells))
     for number, column in enumerate(between.T):
-        cell = (number - 2) % (2 * cells)  # mirrored and mirrored again, as a grid of one cell needs
+        cell = (number - 2) % (2 * cells)  # a grid of one cell is mirrored twice
         shares[:, min(cell, 2 * cells - 1 - cell)] += column
     return shares

@@ -1,4 +1,4 @@
-"""Words and maps of the attention: that they are the caption's words, and lie on the photo where the network looked."""
+"""Words and maps of the attention: the words are the caption's, and the maps lie where the network looked."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import BertTokenizer
 
 from modeling_showattend import ShowAttendImageProcessor, ShowAttendProcessor
-from showattend.attention.maps import AttendedCaption, attend, photo_maps, words_and_grids
+from showattend.attention.maps import AttendedCaption, attend, image_maps, words_and_grids
 
 MakeModel = Callable[..., Any]
 
@@ -29,13 +29,13 @@ def centre(attention: np.ndarray) -> tuple[float, float]:
     return attention.sum(axis=0) @ (np.arange(width) + 0.5), attention.sum(axis=1) @ (np.arange(height) + 0.5)
 
 
-# --- from a grid to a photo ------------------------------------------------------------------------------------------
+# --- from a grid to an image -----------------------------------------------------------------------------------------
 
 BOXES = {
     "squashed": ((0, 0, 90, 60), 90, 60),
     "cropped": ((15.3, 0, 74.7, 60), 90, 60),
     "padded": ((-20, 10.5, 110, 49.5), 90, 60),
-    "tiny photo": ((0, 0, 3, 2), 3, 2),
+    "tiny image": ((0, 0, 3, 2), 3, 2),
     "smaller than a pixel": ((0.9, 0.9, 1.1, 1.1), 2, 2),
 }
 
@@ -43,7 +43,7 @@ BOXES = {
 @pytest.mark.parametrize("case", BOXES)
 def test_a_map_sums_to_one_and_is_zero_outside_the_box(case: str, grids: np.ndarray) -> None:
     box, width, height = BOXES[case]
-    maps = photo_maps(grids, box, width, height)
+    maps = image_maps(grids, box, width, height)
     assert maps.shape == (3, height, width) and maps.dtype == np.float32
     assert maps.min() >= 0
     assert maps.sum(axis=(1, 2)) == pytest.approx(np.ones(3), abs=1e-5)
@@ -51,14 +51,14 @@ def test_a_map_sums_to_one_and_is_zero_outside_the_box(case: str, grids: np.ndar
     x, y = np.arange(width), np.arange(height)[:, None]  # of the pixels' upper left corners
     outside = (x + 1 <= left) | (x >= right) | (y + 1 <= top) | (y >= bottom)
     assert not maps[:, outside].any() and maps[:, ~outside].all()
-    assert np.array_equal(photo_maps(grids[1], box, width, height), maps[1])
+    assert np.array_equal(image_maps(grids[1], box, width, height), maps[1])
 
 
 def test_a_cell_spreads_as_bilinear_interpolation_smoothed_once_more() -> None:
     cell = 20
     one = np.zeros((1, 9), dtype=np.float32)
     one[0, 4] = 1
-    actual = photo_maps(one, (0, 0, 9 * cell, 1), 9 * cell, 1)[0]
+    actual = image_maps(one, (0, 0, 9 * cell, 1), 9 * cell, 1)[0]
     even = np.ones(cell) / cell
     bilinear = np.convolve(even, even)
     expected = np.convolve(bilinear, bilinear)  # 4 * cell - 3 pixels
@@ -68,19 +68,19 @@ def test_a_cell_spreads_as_bilinear_interpolation_smoothed_once_more() -> None:
 
 
 def test_equal_weights_make_an_even_map() -> None:
-    maps = photo_maps(np.ones((7, 7)), (10, 0, 50, 40), 60, 40)
+    maps = image_maps(np.ones((7, 7)), (10, 0, 50, 40), 60, 40)
     assert maps[:, 10:50] == pytest.approx(np.full((40, 40), 1 / 1600), rel=1e-5)
 
 
 def test_the_weight_of_a_border_cell_stays_in_its_corner() -> None:
     corner = np.zeros((4, 6))
     corner[0, 5] = 1
-    attention = photo_maps(corner, (0, 0, 120, 40), 120, 40)
+    attention = image_maps(corner, (0, 0, 120, 40), 120, 40)
     assert attention.argmax() == 119  # the upper right pixel
     assert attention[:20, 80:].sum() > 0.9
     two = np.zeros((1, 10))
     two[0, [2, 9]] = 1  # one inside, one at the border
-    assert photo_maps(two, (0, 0, 100, 1), 100, 1)[0, 50:].sum() == pytest.approx(0.5)
+    assert image_maps(two, (0, 0, 100, 1), 100, 1)[0, 50:].sum() == pytest.approx(0.5)
 
 
 def test_every_cell_lies_in_its_row_and_column() -> None:
@@ -91,14 +91,14 @@ def test_every_cell_lies_in_its_row_and_column() -> None:
             one[row, column] = 1
             expected = 12.5 + 10 * column + 5, 5 + 10 * row + 5
             # Beyond two cells from a border nothing is reflected; nearer, the centre moves inwards by a few pixels.
-            assert centre(photo_maps(one, box, 90, 60)) == pytest.approx(expected, abs=0.5)
+            assert centre(image_maps(one, box, 90, 60)) == pytest.approx(expected, abs=0.5)
 
 
-def test_attention_on_padding_alone_is_nowhere_on_the_photo() -> None:
+def test_attention_on_padding_alone_is_nowhere_on_the_image() -> None:
     grid = np.zeros((2, 8, 8))
     grid[0, :, 0] = 1
     grid[1] = 1
-    maps = photo_maps(grid, (-40, 0, 80, 40), 40, 40)
+    maps = image_maps(grid, (-40, 0, 80, 40), 40, 40)
     assert not maps[0].any() and maps[1].sum() == pytest.approx(1)
 
 
@@ -109,20 +109,20 @@ def test_resized_maps_hold_the_same_attention(grids: np.ndarray) -> None:
     assert attended.maps.reshape(3, 16, 3, 60, 2).sum(axis=(2, 4)) == pytest.approx(small, abs=1e-6)
 
 
-# --- from word pieces to words ---------------------------------------------------------------------------------------
+# --- from tokens to words ---------------------------------------------------------------------------------------
 
-PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-PIECES += ["a", "man", "dog", "##s", "##gy", "t", "s", "shirt", "'", "-", ",", ".", "3", "4", "/"]
+TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+TOKENS += ["a", "man", "dog", "##s", "##gy", "t", "s", "shirt", "'", "-", ",", ".", "3", "4", "/"]
 
 
 @pytest.fixture
 def spelling() -> ShowAttendProcessor:
-    tokenizer = BertTokenizer(vocab={piece: number for number, piece in enumerate(PIECES)})
+    tokenizer = BertTokenizer(vocab={token: number for number, token in enumerate(TOKENS)})
     return ShowAttendProcessor(ShowAttendImageProcessor(), tokenizer)
 
 
 @pytest.mark.parametrize(
-    ("pieces", "words"),
+    ("tokens", "words"),
     [
         ("a man", {"a": [0], "man": [1]}),
         ("a dog ##gy ##s", {"a": [0], "doggys": [1, 2, 3]}),
@@ -134,10 +134,10 @@ def spelling() -> ShowAttendProcessor:
         ("[SEP] [PAD]", {}),
     ],
 )
-def test_pieces_are_joined_as_the_processor_decodes_them(
-    pieces: str, words: dict[str, list[int]], spelling: ShowAttendProcessor
+def test_tokens_are_joined_as_the_processor_decodes_them(
+    tokens: str, words: dict[str, list[int]], spelling: ShowAttendProcessor
 ) -> None:
-    ids = spelling.tokenizer.convert_tokens_to_ids(pieces.split())
+    ids = spelling.tokenizer.convert_tokens_to_ids(tokens.split())
     attentions = torch.rand(len(ids), 6, generator=torch.Generator().manual_seed(0)).softmax(dim=-1)
     joined, grids = words_and_grids(spelling, ids, attentions, rows=2, columns=3)
     assert joined == [word.rstrip("\0") for word in words]
@@ -155,9 +155,9 @@ def test_a_caption_may_be_joined_while_it_grows(spelling: ShowAttendProcessor) -
     assert grown == [[], ["a"], ["a", "man"], ["a", "man", "'"], last[:2], ["a", "man's", "dog"], last]
 
 
-# --- from a photo to words and maps ----------------------------------------------------------------------------------
+# --- from an image to words and maps ----------------------------------------------------------------------------------
 
-PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8))
+IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -175,15 +175,15 @@ PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 80, 3), d
 def test_the_attention_is_that_of_the_caption(
     make_model: MakeModel, processor: ShowAttendProcessor, options: dict[str, Any]
 ) -> None:
-    """Teacher forcing of the caption, piece by piece from [CLS], looks at the same places."""
+    """Teacher forcing of the caption, token by token from [CLS], looks at the same places."""
     model = make_model(seed=6, context_gate=True, deep_output=True)  # its beams overtake each other
     torch.manual_seed(0)
     special = [0, 1, 2, 4]  # would be no words
-    attended = attend(model, processor, PHOTO, min_length=8, max_length=12, suppress_tokens=special, **options)
+    attended = attend(model, processor, IMAGE, min_length=8, max_length=12, suppress_tokens=special, **options)
     assert attended.words == attended.caption.split() and len(attended.words) > 5
     assert attended.caption.startswith(options.get("text", ""))
-    ids = processor.tokenizer.convert_tokens_to_ids(attended.words)  # no word of this vocabulary has two pieces
-    inputs = processor(images=PHOTO, return_tensors="pt")
+    ids = processor.tokenizer.convert_tokens_to_ids(attended.words)  # no word of this vocabulary has two tokens
+    inputs = processor(images=IMAGE, return_tensors="pt")
     with torch.no_grad():
         (attentions,) = model(**inputs, decoder_input_ids=torch.tensor([[2, *ids[:-1]]])).cross_attentions
     assert attended.grids.reshape(len(ids), 4) == pytest.approx(attentions[0, 0].numpy(), abs=1e-5)
@@ -193,14 +193,14 @@ def test_the_attention_is_that_of_the_caption(
 
 
 def test_the_words_of_a_random_captioner_are_its_caption(make_model: MakeModel, spelling: ShowAttendProcessor) -> None:
-    model = make_model(vocab_size=len(PIECES))
+    model = make_model(vocab_size=len(TOKENS))
     spelling.image_processor = ShowAttendImageProcessor(size={"height": 64, "width": 96})
     seen = set()
     for seed in range(3):
         torch.manual_seed(seed)
-        attended = attend(model, spelling, PHOTO, do_sample=True, top_k=0, suppress_tokens=[3])
+        attended = attend(model, spelling, IMAGE, do_sample=True, top_k=0, suppress_tokens=[3])
         torch.manual_seed(seed)
-        inputs = spelling(images=PHOTO, return_tensors="pt")
+        inputs = spelling(images=IMAGE, return_tensors="pt")
         ids = model.generate(**inputs, do_sample=True, top_k=0, suppress_tokens=[3])
         assert [" ".join(attended.words)] == [attended.caption] == spelling.batch_decode(ids, skip_special_tokens=True)
         assert attended.grids.shape == (len(attended.words), 2, 3)
@@ -210,14 +210,14 @@ def test_the_words_of_a_random_captioner_are_its_caption(make_model: MakeModel, 
 
 
 def test_an_empty_caption_has_no_maps(make_model: MakeModel, processor: ShowAttendProcessor) -> None:
-    attended = attend(make_model(), processor, PHOTO, prefix_allowed_tokens_fn=lambda *_: [3])
+    attended = attend(make_model(), processor, IMAGE, prefix_allowed_tokens_fn=lambda *_: [3])
     assert (attended.caption, attended.words) == ("", [])
     assert attended.grids.shape == (0, 2, 2) and attended.maps.shape == (0, 50, 80)
 
 
 def test_one_caption_at_a_time(make_model: MakeModel, processor: ShowAttendProcessor) -> None:
     with pytest.raises(ValueError, match="num_return_sequences"):
-        attend(make_model(), processor, PHOTO, num_beams=2, num_return_sequences=2)
+        attend(make_model(), processor, IMAGE, num_beams=2, num_return_sequences=2)
 
 
 def looks_at_the_brightest_cell(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +254,7 @@ def test_the_map_lies_where_the_network_looked(
     tmp_path: Any,
     settings: dict[str, Any],
 ) -> None:
-    """A white spot on a dark photo that is not square, stored upright or turned."""
+    """A white spot on a dark image that is not square, stored upright or turned."""
     model = make_model()
     looks_at_the_brightest_cell(model, monkeypatch)
     processor.image_processor = ShowAttendImageProcessor(**settings)
@@ -267,8 +267,8 @@ def test_the_map_lies_where_the_network_looked(
         for orientation, stored in ((1, upright), (6, upright.transpose(rotated)), (8, upright.transpose(back))):
             exif = Image.Exif()
             exif[0x0112] = orientation
-            stored.save(tmp_path / "photo.png", exif=exif)
-            attended = attend(model, processor, tmp_path / "photo.png", max_length=2, suppress_tokens=[0, 1, 2, 3, 4])
+            stored.save(tmp_path / "image.png", exif=exif)
+            attended = attend(model, processor, tmp_path / "image.png", max_length=2, suppress_tokens=[0, 1, 2, 3, 4])
             assert attended.size == (width, height)
             attention = attended.maps[0]
             assert attention.shape == (height, width)

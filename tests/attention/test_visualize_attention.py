@@ -44,9 +44,9 @@ def svg_panels(path: Path) -> list[tuple[int, int, int, int]]:
 @pytest.mark.parametrize("caption", [CAPTION, "dog", ""])
 @pytest.mark.parametrize("size", [(64, 48), (30, 300), (900, 90), (1, 1)])
 def test_a_panel_or_frame_a_word(caption: str, size: tuple[int, int], tmp_path: Path) -> None:
-    photo, attended = Image.new("RGB", size, (90, 120, 150)), attended_of(caption, *size)
+    image, attended = Image.new("RGB", size, (90, 120, 150)), attended_of(caption, *size)
     for suffix in ("png", "svg", "gif"):
-        draw_attention(photo, attended, tmp_path / f"figure.{suffix}")
+        draw_attention(image, attended, tmp_path / f"figure.{suffix}")
         assert (tmp_path / f"figure.{suffix}").stat().st_size < 700_000
 
     svg = (tmp_path / "figure.svg").read_text()
@@ -125,7 +125,7 @@ def test_what_a_crop_leaves_out_is_dark_and_its_border_changes_no_light() -> Non
 def folder(
     make_model: Callable[..., Any], processor: ShowAttendProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """The working folder, with a captioner in `captioner/` and a photo."""
+    """The working folder, with a captioner in `captioner/` and an image."""
     make_model(seed=1).save_pretrained(tmp_path / "captioner")
     processor.save_pretrained(tmp_path / "captioner")
     noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
@@ -139,7 +139,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
-def test_the_script_draws_and_tells(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_the_script_draws_and_prints_the_caption(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # a training extra, which captioning does without
     run(monkeypatch, "my photo.png", "--checkpoint", "captioner")
     output, caption = capsys.readouterr().out.rstrip("\n").split("\t")
