@@ -1,4 +1,4 @@
-"""The order of an epoch: which captions make up which batch, on how many processes it may be."""
+"""The order of an epoch: which captions make up which batch, for any number of processes."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -9,16 +9,16 @@ import torch
 
 from .features import FLIPPED, FeatureCache
 
-POOL = 50  # batches whose captions are sorted by length together: more waste less, fewer shuffle better
+POOL = 50  # batches that are sorted by length together: a larger pool pads less, a smaller one shuffles better
 
 
 @dataclass
 class Item:
-    """What is drawn at once: a photo and some of its captions (all of them when the encoder is trained as well)."""
+    """What is drawn at once: an image and some of its captions."""
 
-    photo: str  # digest
+    digest: str  # of the image's bytes: its key in the feature cache
     image_id: str
-    labels: list[list[int]]  # word pieces of each caption, [SEP] included
+    labels: list[list[int]]  # the tokens of each caption, [SEP] included
 
     @property
     def length(self) -> int:
@@ -27,20 +27,20 @@ class Item:
 
 @dataclass
 class Batch:
-    """The photos and captions of one process's forward pass."""
+    """The images and captions of one process's forward pass."""
 
-    image_features: torch.Tensor  # float16 (photos, ...)
-    labels: torch.Tensor  # (photos * captions of each, steps), padded with -100
+    image_features: torch.Tensor  # float16 (images, ...)
+    labels: torch.Tensor  # (images * captions of each, steps), padded with -100
     image_ids: list[str]
 
 
 def make_items(
-    photos: Sequence[str], image_ids: Sequence[str], labels: Sequence[list[list[int]]], captions_per_item: int
+    digests: Sequence[str], image_ids: Sequence[str], labels: Sequence[list[list[int]]], captions_per_item: int
 ) -> list[Item]:
-    """Share out each photo's captions among items of at most `captions_per_item`."""
+    """Divide each image's captions into items of at most `captions_per_item`."""
     return [
-        Item(photo, image_id, captions[start : start + captions_per_item])
-        for photo, image_id, captions in zip(photos, image_ids, labels, strict=True)
+        Item(digest, image_id, captions[start : start + captions_per_item])
+        for digest, image_id, captions in zip(digests, image_ids, labels, strict=True)
         for start in range(0, len(captions), captions_per_item)
     ]
 
@@ -48,16 +48,16 @@ def make_items(
 class Epoch:
     """One pass over all items in an order that `seed` and `epoch` alone decide.
 
-    A step's batch is drawn for all processes together, and each takes its share of it: so two processes see what one
-    process with the doubled batch would, and a run that goes on in the middle sees what it has not seen yet. Captions
-    of like length stand together, as a batch takes as many steps as its longest.
+    A step's batch is drawn for all processes together, and each takes its share: two processes see what one process
+    with twice the batch size would, and a run that resumes in the middle sees what it has not seen yet. A batch holds
+    captions of similar length, because it takes as many steps as its longest.
 
     Args:
         items: What to draw from.
         batch_size: Captions of one forward pass of one process.
-        micro_batches: Forward passes of one process whose gradients are added up before an optimizer step.
-        processes: How many processes share a step.
-        flip: Whether to show each photo mirrored half the time.
+        micro_batches: Forward passes of one process whose gradients are accumulated before an optimizer step.
+        processes: The number of processes that share a step.
+        flip: Mirror each image half the time.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Epoch:
         captions_per_item = max(len(item.labels) for item in items)
         per_step = max(batch_size // captions_per_item, 1) * micro_batches * processes
         order = random.permutation(len(items))
-        missing = -len(order) % per_step  # fill the last batch up from the beginning, so that all are equally large
+        missing = -len(order) % per_step  # fill the last batch from the beginning, so that all have the same size
         order = np.concatenate([order, np.resize(order, missing)])
         lengths = np.array([item.length for item in items])
         steps = []
@@ -93,8 +93,8 @@ class Epoch:
     def __len__(self) -> int:
         return len(self.steps)
 
-    def labels_of(self, step: int) -> int:
-        """How many labels the step has on all processes together: what its summed loss is divided by."""
+    def num_labels(self, step: int) -> int:
+        """The number of labels in the step on all processes together, by which its summed loss is divided."""
         return sum(len(labels) for number in self.steps[step] for labels in self.items[number].labels)
 
     def share_of(self, step: int, process: int) -> Iterator[list[tuple[Item, bool]]]:
@@ -118,31 +118,34 @@ class StepDataset(torch.utils.data.Dataset[tuple[list[Batch], int]]):
     def __getitem__(self, number: int) -> tuple[list[Batch], int]:
         step = self.start + number
         batches = [collate(drawn, self.features) for drawn in self.epoch.share_of(step, self.process)]
-        return batches, self.epoch.labels_of(step)
+        return batches, self.epoch.num_labels(step)
 
 
 def collate(drawn: Sequence[tuple[Item, bool]], features: FeatureCache) -> Batch:
-    """Features and padded labels; a photo with fewer captions than the others gets empty rows."""
-    image_features = features.get([item.photo + (FLIPPED if flipped else "") for item, flipped in drawn])
+    """Features and padded labels; an image with fewer captions than the others gets empty rows."""
+    image_features = features.get([item.digest + (FLIPPED if flipped else "") for item, flipped in drawn])
     captions = max(len(item.labels) for item, _ in drawn)
     steps = max(item.length for item, _ in drawn)
     labels = torch.full((len(drawn), captions, steps), -100)
     for row, (item, _) in enumerate(drawn):
-        for column, pieces in enumerate(item.labels):
-            labels[row, column, : len(pieces)] = torch.tensor(pieces)
+        for column, tokens in enumerate(item.labels):
+            labels[row, column, : len(tokens)] = torch.tensor(tokens)
     return Batch(image_features, labels.flatten(0, 1), [item.image_id for item, _ in drawn])
 
 
 def random_crop(maps: torch.Tensor, least: float) -> torch.Tensor:
-    """A window of each photo's maps: one size for the batch, a place for each photo.
+    """A window of each image's feature maps: one size for the batch, a place of its own for each image.
 
     Args:
-        maps: (photos, channels, side, side).
+        maps: (images, channels, side, side).
         least: The smallest window's share of a side.
+
+    Returns:
+        (images, channels, size, size), with `least` * side <= size <= side.
     """
     side = maps.shape[-1]
     size = int(torch.randint(math.ceil(least * side), side + 1, ()))
     tops, lefts = torch.randint(0, side - size + 1, (2, len(maps))).tolist()
     return torch.stack(
-        [photo[:, top : top + size, left : left + size] for photo, top, left in zip(maps, tops, lefts, strict=True)]
+        [image[:, top : top + size, left : left + size] for image, top, left in zip(maps, tops, lefts, strict=True)]
     )

@@ -1,9 +1,9 @@
 """Features of the frozen encoder, computed once and kept on disk.
 
-The encoder's frozen part gives the same features for a photo in every epoch, and costs far more than the decoder. So
-they are kept: one row a photo in a memory-mapped float16 file, about 200 KB for 49x2048. The folder's name is a digest
-of the frozen weights and the preprocessing, and a row belongs to a photo's bytes: a changed encoder, preprocessing or
-photo never meets old features.
+The encoder's frozen part gives the same features for an image in every epoch, and costs far more than the decoder, so
+they are cached: one row an image in a memory-mapped float16 file, about 200 KB for 49x2048. The folder's name is a
+digest of the frozen weights and the preprocessing, and a row's key is a digest of the image's bytes: a changed encoder,
+preprocessing or image never meets old features.
 """
 
 import hashlib
@@ -26,27 +26,27 @@ from modeling_showattend.modeling_showattend import ShowAttendEncoder
 FLIPPED = "-flipped"
 
 
-def photo_digests(photos: Dataset) -> list[str]:
-    """A digest of each photo's bytes, in the order of the dataset's `image` column."""
+def image_digests(images: Dataset) -> list[str]:
+    """A digest of each image's bytes, in the order of the dataset's `image` column."""
     return [
         hashlib.blake2b(source["bytes"] or Path(source["path"]).read_bytes(), digest_size=16).hexdigest()
-        for source in photos.select_columns("image").cast_column("image", Image(decode=False))["image"]
+        for source in images.select_columns("image").cast_column("image", Image(decode=False))["image"]
     ]
 
 
 class FeatureCache:
-    """Rows of [`ShowAttendEncoder.frozen_features`] by photo.
+    """Rows of [`ShowAttendEncoder.frozen_features`] by image.
 
     Args:
-        folder: Where the caches of all encoders lie.
-        encoder: The encoder, on the device that is to compute.
+        cache_dir: The folder that holds the caches of all encoders.
+        encoder: The encoder, on the device that computes the features.
         image_processor: Makes its `pixel_values`.
-        dtype: What to compute in; bfloat16 is several times as fast on machines that have it.
+        dtype: The precision of the computation; bfloat16 is several times as fast on hardware that supports it.
     """
 
     def __init__(
         self,
-        folder: str | Path,
+        cache_dir: str | Path,
         encoder: ShowAttendEncoder,
         image_processor: ShowAttendImageProcessor,
         dtype: torch.dtype = torch.float32,
@@ -54,26 +54,26 @@ class FeatureCache:
         self.encoder = encoder
         self.image_processor = image_processor
         self.dtype = dtype
-        self.folder = Path(folder) / _digest(encoder, image_processor, dtype)
+        self.folder = Path(cache_dir) / _digest(encoder, image_processor, dtype)
         self.rows: dict[str, int] = {}
         self.features: np.memmap | None = None
 
-    def build(self, photos: Dataset, flipped: bool = False, batch_size: int = 32) -> list[str]:
-        """Compute the rows that are missing, shared out among all processes; go on where an earlier run stopped.
+    def build(self, images: Dataset, flipped: bool = False, batch_size: int = 32) -> list[str]:
+        """Compute the missing rows, divided among all processes; an interrupted build resumes.
 
         Args:
-            photos: A dataset with an `image` column.
-            flipped: Whether to keep the features of the mirrored photos as well.
-            batch_size: Photos that the encoder sees at once.
+            images: A dataset with an `image` column.
+            flipped: Compute the features of the mirrored images as well.
+            batch_size: The number of images in a forward pass of the encoder.
 
         Returns:
-            Each photo's key for [`get`], in the dataset's order.
+            Each image's key for [`get`], in the dataset's order.
 
         Raises:
             OSError: If the disk has no room for the features or the folder cannot be written.
         """
         state = PartialState()
-        digests = photo_digests(photos)
+        digests = image_digests(images)
         wanted = {digest: (number, False) for number, digest in enumerate(digests)}
         if flipped:
             wanted |= {digest + FLIPPED: (number, True) for number, digest in enumerate(digests)}
@@ -90,13 +90,13 @@ class FeatureCache:
         mine = missing[state.process_index :: state.num_processes]
 
         progress = tqdm(
-            total=len(mine), desc="features", unit="photo", disable=not state.is_local_main_process or not mine
+            total=len(mine), desc="features", unit="image", disable=not state.is_local_main_process or not mine
         )
         device = next(self.encoder.parameters()).device
         for start in range(0, len(mine), batch_size):
             keys = mine[start : start + batch_size]
-            images = [load_image(photos[wanted[key][0]]["image"]) for key in keys]
-            pixel_values = self.image_processor(images, return_tensors="pt")["pixel_values"].to(device)
+            batch = [load_image(images[wanted[key][0]]["image"]) for key in keys]
+            pixel_values = self.image_processor(batch, return_tensors="pt")["pixel_values"].to(device)
             mirrored = torch.tensor([wanted[key][1] for key in keys], device=device)
             pixel_values = torch.where(mirrored[:, None, None, None], pixel_values.flip(-1), pixel_values)
             with torch.inference_mode(), torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -113,7 +113,7 @@ class FeatureCache:
         return digests
 
     def get(self, keys: Sequence[str]) -> torch.Tensor:
-        """The rows of photos by digest (with [`FLIPPED`] appended: mirrored), float16, valid as `image_features`."""
+        """The rows of images by digest ([`FLIPPED`] appended: mirrored): float16 (images, ...)."""
         if self.features is None:
             raise ValueError("The features have not been built: call build first.")
         return torch.from_numpy(self.features[[self.rows[key] for key in keys]])
@@ -131,8 +131,7 @@ class FeatureCache:
             (self.folder / "lock").touch()
         except OSError as error:
             raise OSError(
-                f"The features' folder {self.folder} cannot be written ({error.strerror}): name another one with "
-                "--cache-dir."
+                f"The features' folder {self.folder} cannot be written ({error.strerror}): choose another cache_dir."
             ) from error
         with FileLock(self.folder / "lock"):
             index = self.folder / "rows.json"
@@ -142,13 +141,13 @@ class FeatureCache:
             free = shutil.disk_usage(self.folder).free
             if len(new) * row_bytes > free:
                 raise OSError(
-                    f"The features of {len(new)} photos need {len(new) * row_bytes / 1e9:.1f} GB in {self.folder}, "
-                    f"where {free / 1e9:.1f} GB are free: make room or name another folder with --cache-dir."
+                    f"The features of {len(new)} images need {len(new) * row_bytes / 1e9:.1f} GB in {self.folder}, "
+                    f"where {free / 1e9:.1f} GB are free: make room or choose another cache_dir."
                 )
             rows |= {key: len(rows) + number for number, key in enumerate(new)}
             for name, size in (("features.float16", len(rows) * row_bytes), ("done.uint8", len(rows))):
                 with (self.folder / name).open("ab") as file:
-                    if file.tell() < size:  # take the room now: a memory map that finds none later kills the process
+                    if file.tell() < size:  # allocate now: a full disk under a memory map kills the process
                         os.posix_fallocate(file.fileno(), 0, size) if hasattr(os, "posix_fallocate") else (
                             file.truncate(size)
                         )
@@ -158,11 +157,11 @@ class FeatureCache:
 
 
 def _digest(encoder: ShowAttendEncoder, image_processor: ShowAttendImageProcessor, dtype: torch.dtype) -> str:
-    """Of all that the features depend on besides the photo: frozen layers, their weights, preprocessing, precision."""
+    """Of all that the features depend on besides the image: frozen layers, their weights, preprocessing, precision."""
     digest = hashlib.blake2b(digest_size=16)
     settings = {key: value for key, value in image_processor.to_dict().items() if key != "auto_map"}
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    digest.update(str(encoder.frozen).encode())  # the strides are no weights
+    digest.update(str(encoder.frozen).encode())  # strides are not in the state dict
     if dtype != torch.float32:
         digest.update(str(dtype).encode())
     for name, tensor in encoder.frozen.state_dict().items():

@@ -1,4 +1,4 @@
-"""The tokenizer: BERT's WordPiece, whole or reduced to the pieces that the captions use."""
+"""The tokenizer: BERT's WordPiece, whole or reduced to the tokens that the captions use."""
 
 import string
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ def load_tokenizer(name: str | Path = "bert-base-uncased") -> BertTokenizer:
     """Loads a BERT tokenizer.
 
     Args:
-        name: An id on the Hub, a folder with a saved tokenizer, or a `vocab.txt` (any file `*.txt`, one word piece a
+        name: An id on the Hub, a folder with a saved tokenizer, or a `vocab.txt` (any file `*.txt`, one token a
             line; text is lower-cased, as for bert-base-uncased).
 
     Raises:
@@ -29,19 +29,19 @@ def load_tokenizer(name: str | Path = "bert-base-uncased") -> BertTokenizer:
         try:
             vocab = load_vocab(path)
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not a vocabulary of word pieces, one a line: it is not UTF-8 text") from error
-        # `vocab_file=` would be ignored without a word, for a vocabulary of five special tokens.
+            raise ValueError(f"{path} is not a vocabulary with one token a line: it is not UTF-8 text") from error
+        # `vocab_file=` is silently ignored, which leaves a vocabulary of five special tokens.
         tokenizer = _checked(BertTokenizer(vocab=vocab), name)
     else:
         # Given a Hub id that cannot be reached, BertTokenizer returns five special tokens where AutoTokenizer raises;
-        # AutoTokenizer in turn does not load a folder that has nothing but a vocab.txt.
+        # AutoTokenizer in turn does not load a folder with nothing but a vocab.txt.
         loader = BertTokenizer if path.is_dir() else AutoTokenizer
         try:
             loaded = loader.from_pretrained(path if path.is_dir() else str(name))
-        except Exception as error:  # some are neither OSError nor ValueError
+        except Exception as error:  # tokenizers raises bare Exceptions
             raise OSError(
                 f"cannot load the tokenizer {str(name)!r}, neither from a folder nor from the Hub: give a folder or a "
-                f"vocab.txt with --tokenizer ({' '.join(str(error).split())[:200]})"
+                f"vocab.txt ({' '.join(str(error).split())[:200]})"
             ) from error
         tokenizer = _checked(loaded, name)
     tokenizer.model_max_length = min(tokenizer.model_max_length, MODEL_MAX_LENGTH)
@@ -51,37 +51,38 @@ def load_tokenizer(name: str | Path = "bert-base-uncased") -> BertTokenizer:
 def _checked(tokenizer: object, name: str | Path) -> BertTokenizer:
     if not isinstance(tokenizer, BertTokenizer):
         raise ValueError(f"{name} holds a {type(tokenizer).__name__}, expected a BertTokenizer")
-    # Without the added tokens: a special token that the vocabulary lacks is added without a word.
+    # Without the added tokens: a special token that the vocabulary lacks is silently added.
     vocab = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
     if missing := [token for token in SPECIAL_TOKENS if token not in vocab]:
         raise ValueError(f"the vocabulary of {name} lacks {', '.join(missing)}")
     if len(vocab) == len(SPECIAL_TOKENS):
         raise ValueError(f"{name} holds no vocabulary: only the special tokens are there, no word piece")
     if sorted(vocab.values()) != list(range(len(vocab))):
-        raise ValueError(f"the vocabulary of {name} has gaps: a word piece stands there twice")
+        raise ValueError(f"the vocabulary of {name} has gaps: a token stands there twice")
     return tokenizer
 
 
 def prune_tokenizer(tokenizer: BertTokenizer, captions: Iterable[str]) -> BertTokenizer:
-    """Returns a plain BERT tokenizer with only the word pieces that `captions` use, in their original order.
+    """Returns a plain BERT tokenizer with only the tokens that `captions` use, in their original order.
 
-    The special tokens come first ([PAD] = 0). `captions` are segmented as before: WordPiece takes the longest piece
-    that fits, all the pieces it took are still there, and no longer ones have come.
+    The special tokens come first ([PAD] = 0). `captions` are tokenized as before: WordPiece takes the longest token
+    that fits, every token that it took is kept, and no longer one is added.
 
     Raises:
         ValueError: If there is no word piece in `captions`.
     """
-    used = {piece for caption in captions for piece in tokenizer.tokenize(caption)}.difference(SPECIAL_TOKENS)
+    used = {token for caption in captions for token in tokenizer.tokenize(caption)}.difference(SPECIAL_TOKENS)
     if not used:
         raise ValueError("cannot prune the vocabulary: there is no word piece in the captions")
     vocab = tokenizer.get_vocab()
     # Letters and digits stay, used or not: an unseen word (in a prefix that a user types, in a validation caption) is
-    # then spelled and not lost as [UNK]. They cost a dozen rows on Flickr8k and change no caption, being the shortest.
+    # then spelled instead of lost as [UNK]. They add a dozen rows on Flickr8k and, being the shortest tokens, change
+    # the tokenization of no caption.
     characters = string.ascii_letters + string.digits
-    used |= {piece for character in characters for piece in (character, f"##{character}") if piece in vocab}
-    pieces = [*SPECIAL_TOKENS, *sorted(used, key=vocab.__getitem__)]
+    used |= {token for character in characters for token in (character, f"##{character}") if token in vocab}
+    tokens = [*SPECIAL_TOKENS, *sorted(used, key=vocab.__getitem__)]
     return BertTokenizer(
-        vocab={piece: index for index, piece in enumerate(pieces)},
+        vocab={token: index for index, token in enumerate(tokens)},
         do_lower_case=tokenizer.do_lower_case,
         tokenize_chinese_chars=tokenizer.tokenize_chinese_chars,
         strip_accents=tokenizer.strip_accents,

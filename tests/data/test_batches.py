@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendImageProcessor
 from showattend.data.batches import Epoch, Item, StepDataset, collate, make_items, random_crop
-from showattend.data.features import FLIPPED, FeatureCache, photo_digests
+from showattend.data.features import FLIPPED, FeatureCache, image_digests
 
 MakeModel = Callable[..., ShowAttendForConditionalGeneration]
 
@@ -91,13 +91,13 @@ def test_labels_are_counted_over_all_processes() -> None:
     epoch = Epoch(items, 3, micro_batches=2, processes=2)
     for step in range(len(epoch)):
         shares = chain(*(chain(*epoch.share_of(step, process)) for process in range(2)))
-        assert epoch.labels_of(step) == sum(len(item.labels[0]) for item, _ in shares)
+        assert epoch.num_labels(step) == sum(len(item.labels[0]) for item, _ in shares)
 
 
 def test_captions_of_a_photo_stand_together() -> None:
     labels = [[[1], [2], [3], [4], [5]], [[6, 6], [7]], [[8]]]
     items = make_items("abc", ["a.jpg", "b.jpg", "c.jpg"], labels, captions_per_item=2)
-    assert [(item.photo, item.image_id, item.labels) for item in items] == [
+    assert [(item.digest, item.image_id, item.labels) for item in items] == [
         ("a", "a.jpg", [[1], [2]]),
         ("a", "a.jpg", [[3], [4]]),
         ("a", "a.jpg", [[5]]),
@@ -146,7 +146,7 @@ def features(make_model: MakeModel, tmp_path: Path) -> FeatureCache:
     processor = ShowAttendImageProcessor(size={"height": 64, "width": 64})
     cache = FeatureCache(tmp_path / "cache", make_model().encoder, processor)
     cache.build(photos, flipped=True)
-    assert list(cache.rows)[:3] == photo_digests(photos)
+    assert list(cache.rows)[:3] == image_digests(photos)
     return cache
 
 

@@ -19,12 +19,12 @@ Captions = dict[str, list[str]]
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.delenv("RANK", raising=False)
-    with caplog.at_level(logging.INFO, logger="showattend.data.captions"):
+    with caplog.at_level(logging.INFO, logger="showattend.data.problems"):
         yield
 
 
 def reports(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "showattend.data.captions"]
+    return [record.getMessage() for record in caplog.records if record.name == "showattend.data.problems"]
 
 
 def invented_captions(number: int, each: int = 2) -> Captions:

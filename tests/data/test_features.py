@@ -12,7 +12,7 @@ from datasets import Dataset, Features, Image, Value
 from tiny_flickr import COLOURS, draw
 
 from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendImageProcessor
-from showattend.data.features import FLIPPED, FeatureCache, photo_digests
+from showattend.data.features import FLIPPED, FeatureCache, image_digests
 
 MakeModel = Callable[..., ShowAttendForConditionalGeneration]
 
@@ -81,7 +81,7 @@ def test_rows_are_the_frozen_features(
 ) -> None:
     cache = make_cache(finetune_last_stages=stages)
     cache.build(photos, flipped=True, batch_size=3)  # the last batch is smaller
-    digests = photo_digests(photos)
+    digests = image_digests(photos)
     rows = cache.get(digests)
     assert rows.dtype == torch.float16 and rows.shape == (4, *shape)
     torch.testing.assert_close(rows.float(), expected(cache, photos), rtol=2e-3, atol=2e-3)
@@ -94,7 +94,7 @@ def test_rows_are_the_frozen_features(
 def test_another_run_finds_the_rows_and_adds_to_them(
     make_cache: Callable[..., FeatureCache], photos: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    digests = photo_digests(photos)
+    digests = image_digests(photos)
     first = make_cache()
     first.build(photos.select([0, 1]))
     earlier = first.get(digests[:2])
@@ -176,7 +176,7 @@ def test_interrupted_build_goes_on(
     seen = Counting(cache, monkeypatch)
     cache.build(photos, batch_size=1)
     assert seen.photos == 2
-    torch.testing.assert_close(cache.get(photo_digests(photos)).float(), expected(cache, photos), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(cache.get(image_digests(photos)).float(), expected(cache, photos), rtol=2e-3, atol=2e-3)
 
 
 def test_row_is_done_only_once_it_is_on_disk(
@@ -208,7 +208,7 @@ def test_kill_before_the_index_is_written(
     (cache.folder / "rows.tmp").write_text('{"half an ind')
     cache = make_cache()
     cache.build(photos)
-    torch.testing.assert_close(cache.get(photo_digests(photos)).float(), expected(cache, photos), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(cache.get(image_digests(photos)).float(), expected(cache, photos), rtol=2e-3, atol=2e-3)
 
 
 def test_room_is_checked_before_any_photo_is_encoded(
@@ -218,7 +218,7 @@ def test_room_is_checked_before_any_photo_is_encoded(
     seen = Counting(cache, monkeypatch)
     needed = 8 * 4 * 512 * 2
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
-    with pytest.raises(OSError, match=r"^The features of 8 photos need .* --cache-dir\.$"):
+    with pytest.raises(OSError, match=r"^The features of 8 images need .* cache_dir\.$"):
         cache.build(photos, flipped=True)
     assert seen.photos == 0 and not (cache.folder / "features.float16").exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed))
@@ -232,7 +232,7 @@ def test_unwritable_folder(
 ) -> None:
     (tmp_path / "file").write_text("")
     cache = FeatureCache(tmp_path / "file" / "cache", make_model().encoder, image_processor)
-    with pytest.raises(OSError, match=r"^The features' folder .*/file/cache/\w+ cannot be written \(.*--cache-dir\.$"):
+    with pytest.raises(OSError, match=r"^The features' folder .*/file/cache/\w+ cannot be written \(.*cache_dir\.$"):
         cache.build(photos)
 
 
@@ -244,7 +244,7 @@ def test_get_before_build(make_cache: Callable[..., FeatureCache]) -> None:
 def test_rows_stay_on_disk_and_take_200_kilobytes(make_model: MakeModel, photos: Dataset, tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, make_model(encoder_name="resnet50").encoder, ShowAttendImageProcessor())
     cache.build(photos.select([0]))
-    assert cache.get(photo_digests(photos)[:1]).shape == (1, 49, 2048)
+    assert cache.get(image_digests(photos)[:1]).shape == (1, 49, 2048)
     assert isinstance(cache.features, np.memmap) and not cache.features.flags.writeable
     assert (cache.folder / "features.float16").stat().st_size == 49 * 2048 * 2 == 200_704
     assert list(json.loads((cache.folder / "rows.json").read_text()).values()) == [0]

@@ -1,0 +1,58 @@
+"""What is wrong in a dataset's files: collected while they are read, reported in one go."""
+
+import logging
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from datasets import DatasetDict
+
+logger = logging.getLogger(__name__)
+
+MAX_REPORTED = 20
+
+
+class Problem(NamedTuple):
+    kind: str  # in the plural, as the summary counts it
+    message: str
+
+
+@dataclass
+class Problems:
+    """The problems of one dataset, in the order in which they are found."""
+
+    found: list[Problem] = field(default_factory=list)
+
+    def add(self, kind: str, where: str, what: str) -> None:
+        """Add a problem.
+
+        Args:
+            kind: In the plural, as the summary counts it: `malformed rows`.
+            where: File and row.
+            what: What is wrong there.
+        """
+        self.found.append(Problem(kind, f"{where}: {what}"))
+
+    def summary(self) -> str:
+        """The number of problems of each kind; empty if there is none."""
+        counts = Counter(problem.kind for problem in self.found)
+        return "; ".join(f"{kind}: {count:,}" for kind, count in counts.items())
+
+    def report(self, source: str | Path, dataset: DatasetDict) -> None:
+        """Log the first problems, and how many images and captions there are without what is left out."""
+        for problem in self.found[:MAX_REPORTED]:
+            log(logging.WARNING, problem.message)
+        if len(self.found) > MAX_REPORTED:
+            log(logging.WARNING, f"... and {len(self.found) - MAX_REPORTED:,} more")
+        sizes = ", ".join(f"{len(rows):,} {split}" for split, rows in dataset.items()) or "no"
+        captions = sum(len(texts) for rows in dataset.values() for texts in rows["captions"])
+        level = logging.WARNING if self.found else logging.INFO
+        log(level, f"{source}: {sizes} images with {captions:,} captions; left out: {self.summary() or 'nothing'}")
+
+
+def log(level: int, message: str) -> None:
+    """Log on the main process: every process of a distributed run reads the data."""
+    if os.environ.get("RANK", "0") == "0":
+        logger.log(level, message)
