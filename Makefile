@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-CHECKPOINT ?= checkpoints/showattend-resnet50-flickr8k
+CHECKPOINT ?= $(CURDIR)/checkpoints/showattend-resnet50-flickr8k
 RUNS ?= runs/checkpoint
 TOKENIZER ?= bert-base-uncased
 # The recipe reads these two from its environment, so that a path may hold spaces and quotes.

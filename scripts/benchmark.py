@@ -30,8 +30,9 @@ import torch
 
 from modeling_showattend import ShowAttendConfig, ShowAttendForConditionalGeneration
 from modeling_showattend.image_processing_showattend import load_image
+from showattend import DEFAULT_CHECKPOINT
 from showattend.captioning.generate import caption_stream
-from showattend.checkpoints import DEFAULT_CHECKPOINT, load_captioner
+from showattend.checkpoints import load_captioner
 from showattend.data.batches import POOL
 from showattend.export.onnx_captioner import OnnxCaptioner
 from showattend.training.textbook import textbook_caption, textbook_loss

@@ -1,6 +1,8 @@
 """`showattend pack-checkpoint`, from a clone."""
 
+import sys
+
 from showattend.commands.pack_checkpoint import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

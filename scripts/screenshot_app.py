@@ -9,8 +9,9 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from showattend import DEFAULT_CHECKPOINT
 from showattend.app.server import serving
-from showattend.checkpoints import DEFAULT_CHECKPOINT, load_captioner
+from showattend.checkpoints import load_captioner
 
 DOCS = Path(__file__).parent.parent / "docs"
 WINDOWS: dict[str, dict[str, Any]] = {

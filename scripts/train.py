@@ -1,6 +1,8 @@
 """`showattend train`, from a clone."""
 
+import sys
+
 from showattend.commands.train import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from showattend.checkpoints import DEFAULT_CHECKPOINT
+from showattend import DEFAULT_CHECKPOINT
 from showattend.hub.model_card import published_card, stored_results, with_evaluation
 
 ROOT = Path(__file__).parent.parent
@@ -16,9 +16,9 @@ def main() -> None:
         results = stored_results(ROOT / "docs" / "results")
         for path in (ROOT / "model_card.md", ROOT / "README.md"):
             path.write_text(with_evaluation(path.read_text(), results))
-        if (ROOT / DEFAULT_CHECKPOINT).is_dir():
+        if DEFAULT_CHECKPOINT.is_dir():
             for name, content in published_card(ROOT / "model_card.md").items():
-                path = ROOT / DEFAULT_CHECKPOINT / name
+                path = DEFAULT_CHECKPOINT / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
     except (OSError, ValueError) as error:

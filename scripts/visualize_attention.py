@@ -1,6 +1,8 @@
 """`showattend visualize-attention`, from a clone."""
 
+import sys
+
 from showattend.commands.visualize_attention import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

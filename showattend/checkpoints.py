@@ -9,8 +9,6 @@ from transformers import AutoProcessor
 from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
 from modeling_showattend.processing_showattend import ShowAttendProcessor
 
-DEFAULT_CHECKPOINT = "checkpoints/showattend-resnet50-flickr8k"
-
 
 def load_captioner(
     checkpoint: str | Path, dtype: torch.dtype = torch.float32, **config: Any
@@ -25,11 +23,6 @@ def load_captioner(
     Raises:
         OSError: If there is no captioner, or it is damaged.
     """
-    if str(checkpoint) == DEFAULT_CHECKPOINT and not Path(checkpoint).is_dir():
-        raise FileNotFoundError(
-            f"There is no {DEFAULT_CHECKPOINT} here: name a trained captioner's folder with --checkpoint "
-            "(make caption: CHECKPOINT=), or train one with scripts/train.py."
-        )
     if not Path(checkpoint).is_dir() and (Path(checkpoint).is_absolute() or str(checkpoint).count("/") != 1):
         raise FileNotFoundError(f"There is no checkpoint folder {checkpoint}.")
     try:

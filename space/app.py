@@ -5,8 +5,9 @@ import signal
 import threading
 from pathlib import Path
 
+from showattend import DEFAULT_CHECKPOINT
 from showattend.app.server import serving
-from showattend.checkpoints import DEFAULT_CHECKPOINT, load_captioner
+from showattend.checkpoints import load_captioner
 
 signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the uploads are deleted
 model, processor = load_captioner(os.environ.get("CHECKPOINT", DEFAULT_CHECKPOINT))

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging
 
-from showattend.checkpoints import DEFAULT_CHECKPOINT, load_captioner
+from showattend.checkpoints import load_captioner
 
 from .alt_text import ImageTag, Page, find_pages, has_sidecar, write_sidecar
 from .console import Console
@@ -218,7 +218,7 @@ def _load(options: argparse.Namespace) -> Callable[..., Iterator[tuple[Any, list
     """[`caption_stream`] with the checkpoint and all settings."""
     device = best_device()
     dtype = fastest_dtype(device) if options.dtype == "auto" else getattr(torch, options.dtype)
-    model, processor = load_captioner(options.checkpoint or DEFAULT_CHECKPOINT, dtype)
+    model, processor = load_captioner(options.checkpoint, dtype)
     generation = {name: getattr(options, name) for name in GENERATION if getattr(options, name) is not None}
     if options.num_captions > 1:
         generation["num_return_sequences"] = options.num_captions

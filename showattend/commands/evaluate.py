@@ -1,47 +1,42 @@
-"""Score a captioner: `scripts/evaluate.py --checkpoint FOLDER --dataset FOLDER_OR_ID --output-dir OUT`."""
+"""Score a captioner: `showattend evaluate --checkpoint FOLDER --dataset FOLDER_OR_ID --output-dir OUT`."""
 
-import argparse
 import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from showattend.checkpoints import DEFAULT_CHECKPOINT
-from showattend.evaluation.evaluate import evaluate_checkpoint
-from showattend.hub.model_card import add_evaluation
+from showattend.command_line import CommandParser, add_search, given, whole_number
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Caption a split of a dataset and score the captions.")
-    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="folder or Hub id")
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = CommandParser("evaluate", "Caption a split of a dataset and score the captions.")
+    parser.add_checkpoint()
     parser.add_argument("--dataset", required=True, help="folder or Hub id")
-    parser.add_argument("--output-dir", "--output_dir", required=True, help="for captions.json and figures.json")
+    parser.add_argument("--output-dir", required=True, help="for captions.json and figures.json")
     parser.add_argument("--split", default="validation", choices=["train", "validation", "test"])
-    parser.add_argument("--batch-size", "--batch_size", type=int, default=32)
-    parser.add_argument("--num-beams", "--num_beams", type=int, help="1: greedy search")
-    parser.add_argument("--length-penalty", "--length_penalty", type=float, help="above 0: longer captions")
-    parser.add_argument("--max-length", "--max_length", type=int, help="word pieces, [CLS] and [SEP] counted")
+    parser.add_argument("--batch-size", metavar="N", type=whole_number(1), default=32)
+    add_search(parser)
     parser.add_argument(
         "--generation", type=json.loads, default={}, help="more settings, as JSON: '{\"no_repeat_ngram_size\": 3}'"
     )
-    parser.add_argument(
-        "--model-card", "--model_card", type=Path, help="a README.md to write the figures into; made if absent"
-    )
-    options = parser.parse_args()
-    named = {"num_beams": options.num_beams, "length_penalty": options.length_penalty, "max_length": options.max_length}
-    try:
+    parser.add_argument("--model-card", type=Path, help="a README.md to write the figures into; made if absent")
+    options = parser.parse_args(arguments)
+    with parser.reporting(2):
+        from showattend.evaluation.evaluate import evaluate_checkpoint
+        from showattend.hub.model_card import add_evaluation
+
         figures = evaluate_checkpoint(
             options.checkpoint,
             options.dataset,
             options.output_dir,
             split=options.split,
             batch_size=options.batch_size,
-            **{name: value for name, value in named.items() if value is not None},
+            **given(options, "num_beams", "length_penalty", "max_length"),
             **options.generation,
         )
-        if figures and options.model_card:
+    if not figures:  # not the main process
+        return 0
+    if options.model_card:
+        with parser.reporting(1):
             add_evaluation(options.model_card, figures)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    if figures:
-        print("  ".join(f"{name} {value:.1f}" for name, value in (figures["metrics"] | figures["statistics"]).items()))
+    print("  ".join(f"{name} {value:.1f}" for name, value in (figures["metrics"] | figures["statistics"]).items()))
+    return 0

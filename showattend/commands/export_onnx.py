@@ -1,30 +1,29 @@
-"""Export a captioner to ONNX: `scripts/export_onnx.py CHECKPOINT OUT --calibration PHOTOS`; OUT runs without torch."""
+"""Export a captioner to ONNX: `showattend export-onnx CHECKPOINT OUT --calibration PHOTOS`; OUT runs without torch."""
 
-import argparse
-import sys
+from collections.abc import Sequence
 
-from transformers.utils import logging
+from showattend.command_line import CommandParser
+
+PRECISIONS = ["float32", "float16", "int8"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Export a captioner to a folder that runs with ONNX Runtime alone.")
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = CommandParser("export-onnx", "Export a captioner to a folder that runs with ONNX Runtime alone.")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="the captioner's folder or Hub id")
     parser.add_argument("output_dir", metavar="OUT", help="folder to write; an earlier export there is replaced")
-    parser.add_argument(
-        "--precision", nargs="+", choices=["float32", "float16", "int8"], default=["float32", "float16", "int8"]
-    )
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--calibration", metavar="FOLDER", help="photos to measure int8's ranges on, train photos say")
-    options = parser.parse_args()
-    logging.disable_progress_bar()
-    try:
+    options = parser.parse_args(arguments)
+    with parser.reporting(2):
+        from transformers.utils import logging
+
         from showattend.export.onnx_export import export_onnx
 
+        logging.disable_progress_bar()
         report = export_onnx(options.checkpoint, options.output_dir, options.precision, options.calibration)
-    except (ImportError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     print("Differences from torch, relative to the values:")
     for precision, figures in report.items():
         megabytes = figures.pop("megabytes")
         differences = "  ".join(f"{name} {difference:.1e}" for name, difference in figures.items())
         print(f"{precision:8} {megabytes:6.1f} MB  {differences}")
+    return 0

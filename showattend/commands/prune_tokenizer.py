@@ -1,35 +1,28 @@
-"""Saves a tokenizer reduced to the word pieces that a dataset's train captions use."""
+"""Reduce a tokenizer to the tokens that the train captions of a dataset use: `showattend prune-tokenizer`."""
 
-import sys
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
-from transformers import HfArgumentParser
-
-from showattend.data.captions import load_captions
-from showattend.data.tokenization import load_tokenizer, prune_tokenizer
+from showattend.command_line import CommandParser
 
 
-@dataclass
-class Arguments:
-    dataset: str = field(metadata={"help": "Folder or Hub id of the dataset."})
-    output_dir: str = field(metadata={"help": "Folder to save the reduced tokenizer to."})
-    tokenizer: str = field(
-        default="bert-base-uncased", metadata={"help": "Hub id, folder or vocab.txt of the tokenizer to reduce."}
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = CommandParser("prune-tokenizer", "Reduce a tokenizer to the tokens that a dataset's train captions use.")
+    parser.add_argument("--dataset", required=True, help="folder or Hub id")
+    parser.add_argument("--output-dir", required=True, help="folder to save the reduced tokenizer to")
+    parser.add_argument(
+        "--tokenizer", default="bert-base-uncased", help="Hub id, folder or vocab.txt; default: %(default)s"
     )
-    seed: int = field(default=42, metadata={"help": "Of the split, for datasets without official splits."})
+    parser.add_argument("--seed", type=int, default=42, help="of the split, for datasets without official splits")
+    options = parser.parse_args(arguments)
+    with parser.reporting(2):
+        from showattend.data.captions import load_captions
+        from showattend.data.tokenization import load_tokenizer, prune_tokenizer
 
-
-def main() -> None:
-    parser = HfArgumentParser(Arguments, description=__doc__)  # type: ignore[arg-type]
-    (arguments,) = parser.parse_args_into_dataclasses()
-    try:
-        tokenizer = load_tokenizer(arguments.tokenizer)
-        dataset = load_captions(arguments.dataset, seed=arguments.seed)
+        tokenizer = load_tokenizer(options.tokenizer)
+        dataset = load_captions(options.dataset, seed=options.seed)
         if "train" not in dataset:
-            raise ValueError(f"{arguments.dataset} has no train split")
+            raise ValueError(f"{options.dataset} has no train split")
         pruned = prune_tokenizer(tokenizer, (text for texts in dataset["train"]["captions"] for text in texts))
-        pruned.save_pretrained(arguments.output_dir)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(f"{arguments.output_dir}: {len(pruned):,} of {len(tokenizer):,} word pieces")
+        pruned.save_pretrained(options.output_dir)
+    print(f"{options.output_dir}: {len(pruned):,} of {len(tokenizer):,} word pieces")
+    return 0

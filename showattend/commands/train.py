@@ -1,27 +1,27 @@
-"""Train a captioner: `accelerate launch scripts/train.py --dataset FOLDER_OR_ID --output-dir RUN --preset tuned`."""
+"""Train a captioner: `accelerate launch -m showattend train --dataset FOLDER_OR_ID --output-dir RUN --preset tuned`."""
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from showattend import training
-from showattend.training.settings import parse_recipe
-from showattend.training.trainer import train
+from showattend.command_line import CommandParser
 
 PRESETS = Path(training.__file__).parent / "presets"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # it names every file of every checkpoint
-    try:
-        recipe = parse_recipe(sys.argv[1:], PRESETS)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    try:
+    parser = CommandParser("train", "Train a captioner.")
+    with parser.reporting(2):
+        from showattend.training.settings import parse_recipe
+
+        recipe = parse_recipe(sys.argv[1:] if arguments is None else arguments, PRESETS)
+    with parser.reporting(1):
+        from showattend.training.trainer import train
+
         best = train(recipe)
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     print(f"The best model is in {best}.")
+    return 0

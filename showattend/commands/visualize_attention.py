@@ -1,44 +1,42 @@
-"""Show where the captioner looked: `scripts/visualize_attention.py PHOTO --output FIGURE.{png,svg,gif}`."""
+"""Show where the captioner looked: `showattend visualize-attention PHOTO --output FIGURE.{png,svg,gif}`."""
 
-import argparse
 import os
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from transformers.utils import logging
-
-from modeling_showattend.image_processing_showattend import load_image
-from showattend.attention.figures import FORMATS, draw_attention
-from showattend.attention.maps import attend
-from showattend.checkpoints import DEFAULT_CHECKPOINT, load_captioner
+from showattend.command_line import CommandParser, given, whole_number
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Caption a photo and draw where the network looked before every word.",
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = CommandParser(
+        "visualize-attention",
+        "Caption a photo and draw where the network looked before every word.",
         epilog="PNG and SVG: the photo, then a panel a word. GIF: a frame a word, marked in the caption below.",
     )
     parser.add_argument("photo", metavar="PHOTO", help="file or URL")
-    parser.add_argument("--output", type=Path, help=f"ends in {', '.join(FORMATS)}; default: PHOTO-attention.png, here")
-    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="folder or Hub id")
-    parser.add_argument("--num-beams", "--num_beams", type=int, help="1: greedy search; default: the checkpoint's")
-    options = parser.parse_args()
+    parser.add_argument("--output", type=Path, help="ends in .png, .svg or .gif; default: PHOTO-attention.png, here")
+    parser.add_checkpoint()
+    parser.add_argument(
+        "--num-beams", metavar="N", type=whole_number(1), help="1: greedy search; default: the checkpoint's"
+    )
+    options = parser.parse_args(arguments)
     output = options.output or Path(f"{Path(options.photo.split('?')[0]).stem}-attention.png")
-    logging.disable_progress_bar()
-    try:
-        # What is cheap to find out comes before the network is loaded.
-        if options.num_beams is not None and options.num_beams < 1:
-            raise ValueError(f"--num-beams {options.num_beams} must be at least 1.")
+    with parser.reporting(2):
+        from transformers.utils import logging
+
+        from modeling_showattend.image_processing_showattend import load_image
+        from showattend.attention.figures import FORMATS, draw_attention
+        from showattend.attention.maps import attend
+        from showattend.checkpoints import load_captioner
+
         if output.suffix.lower() not in FORMATS:
             raise ValueError(f"--output {output} must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
         if not os.access(output.parent, os.W_OK):
             raise OSError(f"--output {output}: {output.parent} is no folder that can be written to.")
-        photo = load_image(options.photo)
+        logging.disable_progress_bar()
+        image = load_image(options.photo)
         model, processor = load_captioner(options.checkpoint)
-        settings = {} if options.num_beams is None else {"num_beams": options.num_beams}
-        attended = attend(model, processor, photo, **settings)
-        draw_attention(photo, attended, output)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        attended = attend(model, processor, image, **given(options, "num_beams"))
+        draw_attention(image, attended, output)
     print(f"{output}\t{attended.caption}")
+    return 0

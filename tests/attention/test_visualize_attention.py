@@ -1,7 +1,6 @@
-"""The figures of the attention, and the script that draws them."""
+"""The figures of the attention, and the command that draws them."""
 
 import re
-import runpy
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,8 +16,8 @@ from PIL import Image, ImageChops
 from modeling_showattend import ShowAttendProcessor
 from showattend.attention.figures import AMBER, draw_attention, lights, lit
 from showattend.attention.maps import AttendedCaption
+from showattend.commands.visualize_attention import main
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "visualize_attention.py"
 CAPTION = "a man's black & white t-shirt is drying over the grass while nobody is looking at it"
 
 
@@ -118,7 +117,7 @@ def test_what_a_crop_leaves_out_is_dark_and_its_border_changes_no_light() -> Non
     assert light[0, :, 11].max() > 0.9 and light[0, :, 10].max() == pytest.approx(0.6 * light[0, :, 11].max(), rel=0.1)
 
 
-# --- the script ------------------------------------------------------------------------------------------------------
+# --- the command -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -134,26 +133,25 @@ def folder(
     return tmp_path
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+def run(*arguments: str) -> None:
+    assert main(arguments) == 0
 
 
-def test_the_script_draws_and_prints_the_caption(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_the_command_draws_and_prints_the_caption(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # a training extra, which captioning does without
-    run(monkeypatch, "my photo.png", "--checkpoint", "captioner")
+    run("my photo.png", "--checkpoint", "captioner")
     output, caption = capsys.readouterr().out.rstrip("\n").split("\t")
     assert output == "my photo-attention.png" and caption
     Image.open(folder / output).verify()
 
-    run(monkeypatch, "my photo.png", "--checkpoint", "captioner", "--num-beams", "3", "--output", "figure.SVG")
+    run("my photo.png", "--checkpoint", "captioner", "--num-beams", "3", "--output", "figure.SVG")
     output, caption = capsys.readouterr().out.rstrip("\n").split("\t")
     assert output == "figure.SVG" and f"<title>{caption}</title>" in (folder / output).read_text()
     assert len(svg_panels(folder / output)) == len(caption.split()) + 1
 
     other = folder / "other.jpg"
     Image.open(folder / "my photo.png").transpose(Image.Transpose.ROTATE_180).save(other)
-    run(monkeypatch, "other.jpg", "--checkpoint", "captioner", "--num-beams", "3", "--output", "other.svg")
+    run("other.jpg", "--checkpoint", "captioner", "--num-beams", "3", "--output", "other.svg")
     first, second = (Image.open(folder / name).convert("RGB") for name in ("my photo.png", "other.jpg"))
     assert ImageChops.difference(first, second).getbbox() is not None
     assert (folder / "figure.SVG").read_text() != (folder / "other.svg").read_text()
@@ -168,20 +166,18 @@ def test_the_script_draws_and_prints_the_caption(folder: Path, monkeypatch: pyte
         (["my photo.png", "--output", "figure"], "--output figure must end in .png, .svg or .gif"),
         (["my photo.png", "--output", "missing/figure.png"], "missing is no folder that can be written to"),
         (["my photo.png", "--output", "folder.png"], "folder.png cannot be written"),
-        (["my photo.png", "--num-beams", "0"], "--num-beams 0 must be at least 1"),
+        (["my photo.png", "--num-beams", "0"], "--num-beams: '0' is not a whole number from 1"),
         (["my photo.png", "--checkpoint", "./missing/captioner"], "There is no checkpoint folder"),
         (["my photo.png", "--checkpoint", "empty"], "empty holds no captioner"),
     ],
 )
-def test_bad_arguments_get_one_sentence(
-    arguments: list[str], message: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_bad_arguments_get_one_sentence(arguments: list[str], message: str, folder: Path, capsys: Any) -> None:
     for name in ("folder.png", "empty"):
         (folder / name).mkdir()
     before = sorted(folder.rglob("*"))
     checkpoint = [] if "--checkpoint" in arguments else ["--checkpoint", "captioner"]
     with pytest.raises(SystemExit) as stop:
-        run(monkeypatch, *arguments, *checkpoint)
+        run(*arguments, *checkpoint)
     assert stop.value.code == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.startswith("error: ") and message in captured.err

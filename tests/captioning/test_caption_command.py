@@ -1,7 +1,6 @@
 import csv
 import errno
 import functools
-import importlib.util
 import io
 import json
 import shutil
@@ -22,6 +21,8 @@ from tiny_flickr import COLOURS, ROOT, SHAPES, draw, environment
 from transformers.utils import logging
 
 from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
+from showattend import command_line
+from showattend.commands.caption import main
 
 MakeModel = Callable[..., ShowAttendForConditionalGeneration]
 SCRIPT = ROOT / "scripts" / "caption.py"
@@ -61,21 +62,16 @@ def photos(tmp_path: Path) -> Path:
 def run(
     checkpoint: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> Iterator[Run]:
-    """Runs the script in this process, beside the folder `photos`."""
-    specification = importlib.util.spec_from_file_location("caption", SCRIPT)
-    assert specification is not None
-    assert specification.loader is not None
-    script = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(script)
+    """Runs the command in this process, beside the folder `photos`."""
     monkeypatch.chdir(photos.parent)
 
-    def run(*arguments: object, stdin: bytes | None = b"") -> Done:
-        monkeypatch.setattr(sys, "argv", ["caption.py", f"--checkpoint={checkpoint}", *map(str, arguments)])
+    def run(*arguments: object, stdin: bytes | None = b"", default_checkpoint: bool = False) -> Done:
+        named = [] if default_checkpoint else [f"--checkpoint={checkpoint}"]
         monkeypatch.setattr(sys, "stdin", None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin)))
         try:
-            code = script.main()
+            code = main([*named, *map(str, arguments)])
         except SystemExit as exit:  # argparse's
-            code = exit.code
+            code = int(exit.code or 0)
         out, err = (written.decode("utf-8", "surrogateescape") for written in capsysbinary.readouterr())
         return Done(code, out.splitlines(), err.splitlines())
 
@@ -288,11 +284,13 @@ def test_a_disk_or_a_memory_that_is_full(
     assert run("photos", "--batch-size=5") == (1, [], [f"error: {told}"])
 
 
-def test_the_default_checkpoint(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = run("photos/a.jpg", "--checkpoint=checkpoints/showattend-resnet50-flickr8k")
-    assert done.code == 2
-    [error] = done.errors
-    assert error.startswith("error: There is no checkpoints/showattend-resnet50-flickr8k here: name")
+def test_the_default_checkpoint(run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clone has one, whatever folder the command runs in; an installed package has none."""
+    monkeypatch.setattr(command_line, "DEFAULT_CHECKPOINT", checkpoint)
+    assert run("photos/a.jpg", default_checkpoint=True) == run("photos/a.jpg")
+    monkeypatch.setattr(command_line, "DEFAULT_CHECKPOINT", checkpoint / "none")
+    missing = "error: the following arguments are required: --checkpoint"
+    assert run("photos/a.jpg", default_checkpoint=True) == (2, [], [missing])
 
 
 # --- alt texts ---

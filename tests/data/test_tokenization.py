@@ -157,10 +157,12 @@ def test_nothing_to_prune_to_is_an_error(tokenizer: BertTokenizer) -> None:
 def test_the_script_saves_a_tokenizer_of_the_train_captions(
     tmp_path: Path, vocab_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run_script(*arguments: str | Path) -> None:
+    def run_script(*arguments: str | Path) -> object:
         script = str(Path(__file__).parents[2] / "scripts" / "prune_tokenizer.py")
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        runpy.run_path(script, run_name="__main__")
+        with pytest.raises(SystemExit) as exit_:
+            runpy.run_path(script, run_name="__main__")
+        return exit_.value.code
 
     data = tmp_path / "data"
     (data / "Images").mkdir(parents=True)
@@ -170,13 +172,11 @@ def test_the_script_saves_a_tokenizer_of_the_train_captions(
     (data / "Flickr_8k.trainImages.txt").write_text("1.jpg\n")
     (data / "Flickr_8k.devImages.txt").write_text("2.jpg\n")
 
-    run_script("--dataset", data, "--tokenizer", vocab_file, "--output_dir", tmp_path / "pruned")
+    assert run_script("--dataset", data, "--tokenizer", vocab_file, "--output_dir", tmp_path / "pruned") == 0
     vocab = AutoTokenizer.from_pretrained(tmp_path / "pruned").get_vocab()
     assert {"the", "dog"} <= vocab.keys()
     assert not {"two", "horses"} & vocab.keys()
     assert f"{len(vocab)} of {len(PIECES)} word pieces" in capsys.readouterr().out
 
-    with pytest.raises(SystemExit) as exit_:
-        run_script("--dataset", data, "--tokenizer", tmp_path / "no.txt", "--output-dir", tmp_path / "pruned")
-    assert exit_.value.code == 2
+    assert run_script("--dataset", data, "--tokenizer", tmp_path / "no.txt", "--output-dir", tmp_path / "pruned") == 2
     assert capsys.readouterr().err == f"error: there is no vocabulary file {tmp_path / 'no.txt'}\n"

@@ -565,7 +565,7 @@ def test_evaluation_script(export: Callable[[str], Path], tmp_path: Path, monkey
 
     for wrong, message in (
         (["--precision=int4"], "does not hold the precision 'int4'"),
-        (["--num-beams=0"], "--num-beams must be at least 1, not 0"),
+        (["--num-beams=0"], "--num-beams: '0' is not a whole number from 1"),
     ):
         code, out, err = run(EVALUATE, *arguments, *wrong)
         assert (code, out) == (2, "") and message in err.splitlines()[-1]

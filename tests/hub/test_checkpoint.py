@@ -10,9 +10,8 @@ import pytest
 from safetensors import safe_open
 from tiny_flickr import ROOT
 
-from showattend.checkpoints import DEFAULT_CHECKPOINT
+from showattend import DEFAULT_CHECKPOINT
 
-CHECKPOINT = ROOT / DEFAULT_CHECKPOINT
 CAPTION = """
 import sys
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
@@ -29,7 +28,7 @@ print(any(name.startswith("modeling_showattend.") for name in sys.modules))
 
 def test_fresh_process(tmp_path: Path) -> None:
     process = subprocess.run(
-        [sys.executable, "-I", "-c", CAPTION, str(CHECKPOINT), str(ROOT / "docs" / "photos" / "dog.webp")],
+        [sys.executable, "-I", "-c", CAPTION, str(DEFAULT_CHECKPOINT), str(ROOT / "docs" / "photos" / "dog.webp")],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -44,16 +43,20 @@ def test_fresh_process(tmp_path: Path) -> None:
 
 
 def test_light_and_complete() -> None:
-    files = {path.relative_to(CHECKPOINT): path.stat().st_size for path in CHECKPOINT.rglob("*") if path.is_file()}
+    files = {
+        path.relative_to(DEFAULT_CHECKPOINT): path.stat().st_size
+        for path in DEFAULT_CHECKPOINT.rglob("*")
+        if path.is_file()
+    }
     assert sum(files.values()) < 99_000_000
-    with safe_open(CHECKPOINT / "model.safetensors", "pt") as weights:
+    with safe_open(DEFAULT_CHECKPOINT / "model.safetensors", "pt") as weights:
         dtypes = {weights.get_slice(name).get_dtype() for name in weights.keys() if "num_batches" not in name}  # noqa: SIM118
     assert dtypes == {"F16"}
-    config = json.loads((CHECKPOINT / "config.json").read_text())
+    config = json.loads((DEFAULT_CHECKPOINT / "config.json").read_text())
     assert config["dtype"] == "float32" and config["vocab_size"] < 7000
 
 
 @pytest.mark.parametrize("code", sorted(path.name for path in (ROOT / "modeling_showattend").glob("*_showattend.py")))
 def test_code_is_the_packages(code: str) -> None:
     ours = (ROOT / "modeling_showattend" / code).read_text()
-    assert (CHECKPOINT / code).read_text() == ours, f"copy modeling_showattend/{code} to {DEFAULT_CHECKPOINT}/"
+    assert (DEFAULT_CHECKPOINT / code).read_text() == ours, f"copy modeling_showattend/{code} to {DEFAULT_CHECKPOINT}/"

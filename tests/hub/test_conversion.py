@@ -298,13 +298,15 @@ def test_a_state_dict_that_does_not_fit_is_refused(
 def test_the_script_converts_and_reports_errors_in_one_line(
     state: StateDict, vocab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run_script(*arguments: str | Path) -> None:
+    def run_script(*arguments: str | Path) -> object:
         script = str(ROOT / "scripts" / "convert_original.py")
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        runpy.run_path(script, run_name="__main__")
+        with pytest.raises(SystemExit) as exit_:
+            runpy.run_path(script, run_name="__main__")
+        return exit_.value.code
 
     torch.save(state, tmp_path / "model.pth")
-    run_script(tmp_path / "model.pth", tmp_path / "converted", "--tokenizer", vocab)
+    assert run_script(tmp_path / "model.pth", tmp_path / "converted", "--tokenizer", vocab) == 0
     assert (tmp_path / "converted" / "model.safetensors").exists()
     assert (tmp_path / "converted" / "tokenizer.json").exists()
     capsys.readouterr()
@@ -313,9 +315,7 @@ def test_the_script_converts_and_reports_errors_in_one_line(
         [tmp_path / "model.pth", vocab, "--tokenizer", vocab],
         [tmp_path / "model.pth", tmp_path / "converted", "--tokenizer", tmp_path / "no.txt"],
     ):
-        with pytest.raises(SystemExit) as exit_:
-            run_script(*wrong)
-        assert exit_.value.code == 2
+        assert run_script(*wrong) == 2
         captured = capsys.readouterr().err
         assert captured.startswith("error: ")
         assert captured.count("\n") == 1

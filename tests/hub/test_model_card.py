@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from modeling_showattend import ShowAttendConfig
-from showattend.checkpoints import DEFAULT_CHECKPOINT
+from showattend import DEFAULT_CHECKPOINT
 from showattend.hub.model_card import (
     BEGIN,
     END,
@@ -24,7 +24,6 @@ from showattend.hub.model_card import (
 
 ROOT = Path(__file__).parents[2]
 CARD = ROOT / "model_card.md"
-CHECKPOINT = ROOT / DEFAULT_CHECKPOINT
 UPDATE = "python scripts/update_model_card.py brings it up to date"
 FIGURES: dict[str, Any] = {
     "dataset": "flickr8k",
@@ -166,7 +165,7 @@ def test_what_the_card_links_to_travels() -> None:
         assert file.stat().st_size < 1_000_000, f"{link} is too large to travel"
 
 
-@pytest.mark.skipif(not CHECKPOINT.is_dir(), reason=f"{DEFAULT_CHECKPOINT} is not there")
+@pytest.mark.skipif(not DEFAULT_CHECKPOINT.is_dir(), reason=f"{DEFAULT_CHECKPOINT} is not there")
 def test_the_published_checkpoint_has_the_card() -> None:
     for name, content in published_card(CARD).items():
-        assert (CHECKPOINT / name).read_bytes() == content, f"{name} in {DEFAULT_CHECKPOINT} is stale: {UPDATE}"
+        assert (DEFAULT_CHECKPOINT / name).read_bytes() == content, f"{name} in {DEFAULT_CHECKPOINT} is stale: {UPDATE}"

@@ -25,13 +25,13 @@ from tiny_flickr import ROOT, environment
 
 from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
 from modeling_showattend.pipeline_showattend import ImageCaptioningPipeline
-from showattend.checkpoints import DEFAULT_CHECKPOINT, load_captioner
+from showattend import DEFAULT_CHECKPOINT
+from showattend.checkpoints import load_captioner
 from showattend.hub.upload import files_to_share, share
 
 SCRIPT = ROOT / "scripts" / "push_to_hub.py"
 PHOTOS = [ROOT / "docs" / "photos" / name for name in ("dog.webp", "cow.webp", "cat.png")]
 IN_REPOSITORY = FILES | {"README.md", ".gitattributes"}
-PUBLISHED_CHECKPOINT = ROOT / DEFAULT_CHECKPOINT
 
 
 @pytest.fixture(scope="module")
@@ -125,10 +125,10 @@ def test_the_cards_pictures_travel(hub: Hub, checkpoint: Path) -> None:
             files_to_share(checkpoint, "someone/tiny")
 
 
-@pytest.mark.skipif(not PUBLISHED_CHECKPOINT.is_dir(), reason=f"{DEFAULT_CHECKPOINT} is not there")
+@pytest.mark.skipif(not DEFAULT_CHECKPOINT.is_dir(), reason=f"{DEFAULT_CHECKPOINT} is not there")
 def test_the_published_checkpoint_can_be_shared() -> None:
-    files = files_to_share(PUBLISHED_CHECKPOINT, "someone/tiny")
-    assert files["README.md"] == PUBLISHED_CHECKPOINT / "README.md"
+    files = files_to_share(DEFAULT_CHECKPOINT, "someone/tiny")
+    assert files["README.md"] == DEFAULT_CHECKPOINT / "README.md"
     assert any(path.endswith((".gif", ".png", ".webp")) for path in files), "the card shows no figure"
 
 

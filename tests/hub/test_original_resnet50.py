@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from modeling_showattend import ShowAttendImageProcessor
-from showattend.commands import fetch_original_resnet50
+from showattend.hub import original_resnet50
 
-SCRIPT = vars(fetch_original_resnet50)
+SCRIPT = vars(original_resnet50)
 
 
 def random_layer(random: np.random.Generator, conv: str, norm: str, shape: tuple[int, ...]) -> dict[str, Any]:

@@ -1,0 +1,8 @@
+"""The command `showattend` under the distribution's name: `accelerate launch -m modeling_showattend train ...`."""
+
+import sys
+
+from showattend.__main__ import main
+
+if __name__ == "__main__":
+    sys.exit(main())

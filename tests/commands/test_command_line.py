@@ -1,0 +1,109 @@
+"""The command `showattend`: its subcommands, and what they share."""
+
+import argparse
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_flickr import ROOT, environment
+
+from showattend import commands
+from showattend.__main__ import COMMANDS, main
+from showattend.command_line import CommandParser, add_search, given, number, whole_number
+
+HELP = """
+import sys
+from showattend.__main__ import COMMANDS, main
+for name in COMMANDS:
+    try:
+        main([name, "--help"])
+    except SystemExit as exit:
+        assert not exit.code, name
+    heavy = {"torch", "torchvision", "gradio", "datasets", "accelerate"} & sys.modules.keys()
+    assert not heavy, (name, heavy)
+"""
+
+
+def test_every_module_is_a_subcommand_and_a_script() -> None:
+    modules = {module.name for module in pkgutil.iter_modules(commands.__path__)}
+    assert {name.replace("-", "_") for name in COMMANDS} == modules
+    for name in modules:
+        assert f"from showattend.commands.{name} import main" in (ROOT / "scripts" / f"{name}.py").read_text()
+
+
+def test_help_waits_for_no_heavy_library() -> None:
+    done = subprocess.run([sys.executable, "-c", HELP], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("usage: ") == len(COMMANDS)
+
+
+@pytest.mark.parametrize("package", ["showattend", "modeling_showattend"])
+def test_both_packages_run_as_modules(package: str, tmp_path: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", package, *arguments]
+        return subprocess.run(command, env=environment(), cwd=tmp_path, capture_output=True, text=True)
+
+    listing = run("--help")
+    assert listing.returncode == 0 and all(name in listing.stdout for name in COMMANDS)
+    wrong = run("caption", "photo.jpg", "--num_beams=0")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr == "error: argument --num-beams: '0' is not a whole number from 1\n"
+
+
+def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["capton"])
+    assert stop.value.code == 2
+    assert "'capton'" in capsys.readouterr().err
+
+
+def test_underscores_are_hyphens() -> None:
+    parser = CommandParser("test", "")
+    add_search(parser)
+    parser.add_argument("--prefix")
+    parser.add_argument("names", nargs="*")
+    options = parser.parse_args(["--num_beams=3", "--max-length", "9", "--prefix=a_b", "--", "c_d.jpg"])
+    assert given(options, "num_beams", "length_penalty", "max_length") == {"num_beams": 3, "max_length": 9}
+    assert (options.prefix, options.names) == ("a_b", ["c_d.jpg"])
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "line"),
+    [
+        (
+            ValueError("`num_beams` must be at least 1; `other` is no option"),
+            2,
+            "--num-beams must be at least 1; `other`",
+        ),
+        (OSError("There is no folder x."), 1, "error: There is no folder x."),
+        (PermissionError(13, "Permission denied", "out.csv"), 1, "error: out.csv: Permission denied"),
+        (
+            ModuleNotFoundError("No module named 'gradio'", name="gradio"),
+            2,
+            "error: gradio is not installed: pip install",
+        ),
+    ],
+)
+def test_errors_are_one_line(error: Exception, exit_code: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = CommandParser("test", "")
+    add_search(parser)
+    with pytest.raises(SystemExit) as stop, parser.reporting(exit_code):
+        raise error
+    assert stop.value.code == exit_code
+    written = capsys.readouterr()
+    assert written.out == "" and line in written.err and written.err.count("\n") == 1
+
+
+def test_a_fault_of_ours_keeps_its_traceback() -> None:
+    with pytest.raises(KeyError), CommandParser("test", "").reporting(2):
+        raise KeyError("ours")
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "one", "", "nan"])
+def test_numbers_that_are_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a whole number from 1"):
+        whole_number(1)(text)
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a number from 2 to 3"):
+        number(2, 3)(text)
