@@ -42,7 +42,7 @@ TRAIN = "$(VENV)/bin/accelerate" launch scripts/train.py --dataset "$(DATASET)"
 MIX = "$(VENV)/bin/python" scripts/mix_checkpoints.py
 # What a captioner says of all photos, and training that learns it of the training photos.
 TELL = "$(VENV)/bin/python" scripts/caption.py "$(DATASET)" --resume --output
-DISTIL = $(TRAIN) --preset two_stages --epochs 3 --metric cider --teacher-captions
+DISTIL = $(TRAIN) --preset two_stages --epochs 3 --metric-for-best-model cider --teacher-captions
 LAST_STAGES = --encoder-learning-rate 1e-5 --min-crop 0.75 --finetune-last-stages
 checkpoint: $(VENV)/.dev-installed
 	test -e "$(RUNS)/resnet50.safetensors" || \

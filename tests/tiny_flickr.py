@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
 from modeling_showattend import ShowAttendImageProcessor
-from showattend.training.settings import Recipe
+from showattend.training.settings import TrainingSettings
 
 ROOT = Path(__file__).parent.parent
 COLOURS = ("red", "green", "blue", "white")
@@ -78,7 +78,7 @@ def encoder_weights() -> dict[str, torch.Tensor]:
 
 
 def settings(folder: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    """What turns the defaults of a recipe into a run of seconds."""
+    """What turns the defaults of the settings into a run of seconds."""
     return {
         "dataset": str(folder / "photos"),
         "output_dir": str(output),
@@ -98,8 +98,8 @@ def settings(folder: Path, output: Path, **changes: Any) -> dict[str, Any]:
     }
 
 
-def recipe(folder: Path, output: Path, **changes: Any) -> Recipe:
-    return Recipe(**settings(folder, output, **changes))
+def training_settings(folder: Path, output: Path, **changes: Any) -> TrainingSettings:
+    return TrainingSettings(**settings(folder, output, **changes))
 
 
 def command_line(folder: Path, output: Path, **changes: Any) -> list[str]:

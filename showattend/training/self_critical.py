@@ -1,7 +1,7 @@
 """Self-critical sequence training (Rennie et al., 2017, https://arxiv.org/abs/1612.00563).
 
-Cross entropy teaches the next word of a caption that a person wrote; a metric judges whole captions that the model
-wrote. So captions are sampled, and those that score better than a baseline are made more likely, the others less.
+Cross entropy teaches the next token of a caption that a person wrote; a metric scores whole captions that the model
+wrote. So captions are sampled: those that score better than a baseline become more likely, the others less.
 """
 
 from typing import Any
@@ -25,23 +25,23 @@ def sample_captions(
     baseline: str,
     max_length: int,
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Sample captions and say how much better than the baseline each is.
+    """Sample captions, and measure how much better than the baseline each is.
 
     Args:
         model: The captioner, unwrapped.
-        batch: Photos; its labels are not looked at.
-        reward: Scores captions of training photos.
-        samples: How many captions to sample of each photo.
-        baseline: `greedy`, the reward of the photo's greedy caption (the paper's), or `samples`, the mean reward of
+        batch: Images; its labels are ignored.
+        reward: Scores captions of training images.
+        samples: How many captions to sample of each image.
+        baseline: `greedy`, the reward of the image's greedy caption (the paper's), or `samples`, the mean reward of
             its other samples (Luo, 2020, https://arxiv.org/abs/2003.09971).
 
     Returns:
-        The samples as labels (photos * samples, steps), their advantages (photos * samples,), and the mean reward.
+        The samples as labels (images * samples, steps), their advantages (images * samples,), and the mean reward.
     """
     training = model.training
-    model.eval()  # the captions that are judged are those that the model would give, without dropout
+    model.eval()  # rewards are those of captions that the model generates, without dropout
     encoded = model.encoder(image_features=batch.image_features.to(model.device))
-    # Whatever the checkpoint says of them:
+    # Whatever the checkpoint's generation config says:
     settings: dict[str, Any] = dict(max_length=max_length, num_beams=1, no_repeat_ngram_size=0)
     whole: dict[str, Any] = dict(do_sample=True, top_k=0, top_p=1.0, temperature=1.0)
     sampled = model.generate(encoder_outputs=encoded, num_return_sequences=samples, **whole, **settings)
@@ -51,19 +51,19 @@ def sample_captions(
 
     ids = [image_id for image_id in batch.image_ids for _ in range(samples)]
     rewards = torch.from_numpy(reward.reward(ids, processor.batch_decode(sampled, skip_special_tokens=True)))
-    of_photo = rewards.view(-1, samples)  # (photos, samples)
+    of_image = rewards.view(-1, samples)  # (images, samples)
     if baseline == "greedy":
         greedy = model.generate(encoder_outputs=encoded, do_sample=False, **settings)
         captions = processor.batch_decode(greedy, skip_special_tokens=True)
-        compared_with = torch.from_numpy(reward.reward(batch.image_ids, captions)).unsqueeze(1)  # (photos, 1)
+        compared_with = torch.from_numpy(reward.reward(batch.image_ids, captions)).unsqueeze(1)  # (images, 1)
     else:
-        compared_with = (of_photo.sum(dim=1, keepdim=True) - of_photo) / (samples - 1)  # (photos, samples)
+        compared_with = (of_image.sum(dim=1, keepdim=True) - of_image) / (samples - 1)  # (images, samples)
     model.train(training)
-    return labels, (of_photo - compared_with).flatten().to(labels.device), rewards.mean().item()
+    return labels, (of_image - compared_with).flatten().to(labels.device), rewards.mean().item()
 
 
 def policy_gradient_loss(logits: torch.Tensor, labels: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
-    """REINFORCE: minus the log probability of each sampled piece, weighted by its caption's advantage.
+    """REINFORCE: minus the log probability of each sampled token, weighted by its caption's advantage.
 
     Args:
         logits: (captions, steps, vocab_size).
@@ -71,7 +71,7 @@ def policy_gradient_loss(logits: torch.Tensor, labels: torch.Tensor, advantages:
         advantages: (captions,).
 
     Returns:
-        The sum over all pieces. Its gradient, not its value, has a meaning.
+        The sum over all tokens. Its gradient, not its value, has a meaning.
     """
     negative_log_probs = F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")  # 0 at -100
     return (advantages.unsqueeze(1) * negative_log_probs).sum()

@@ -1,5 +1,6 @@
-"""All settings of a training run, and the preset files that hold tried combinations of them."""
+"""All settings of a training run, and the command line and the preset files that they are read from."""
 
+import re
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -20,8 +21,8 @@ SCHEDULERS = (
     *("linear", "cosine", "polynomial", "inverse_sqrt"),
 )
 AT_LEAST_1 = (
-    *("max_train_samples", "epochs", "batch_size", "gradient_accumulation_steps", "captions_per_photo"),
-    *("samples_per_photo", "early_stopping_patience", "validation_num_beams", "checkpoint_every"),
+    *("max_train_samples", "epochs", "batch_size", "gradient_accumulation_steps", "captions_per_image"),
+    *("samples_per_image", "early_stopping_patience", "validation_num_beams", "checkpoint_every"),
 )
 AT_LEAST_0 = (
     *("learning_rate", "encoder_learning_rate", "weight_decay", "max_grad_norm"),
@@ -31,27 +32,27 @@ METRICS = ("loss", "token_accuracy", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "me
 
 
 @dataclass
-class Recipe:
+class TrainingSettings:
     """A training run. The defaults are the write-up's; a preset replaces them, and the command line replaces both."""
 
-    dataset: str = field(metadata={"help": "Folder or Hub id with photos and captions."})
+    dataset: str = field(metadata={"help": "Folder or Hub id with images and captions."})
     output_dir: str = field(metadata={"help": "Folder for checkpoints, the best model, logs and samples."})
-    preset: str | None = _setting(None, "Name of a file in configs/ (original, tuned), or a YAML file of one's own.")
+    preset: str | None = _setting(None, "Name of a file in presets/ (original, tuned, ...), or a YAML file.")
 
     # Data
-    max_train_samples: int | None = _setting(None, "Train on this many photos only.")
+    max_train_samples: int | None = _setting(None, "Train on this many images only.")
     tokenizer: str = _setting("bert-base-uncased", "Hub id, folder, or vocab.txt of a BERT tokenizer.")
-    prune_tokenizer: bool = _setting(False, "Keep only the word pieces that the training captions use.")
+    prune_tokenizer: bool = _setting(False, "Keep only the tokens that the training captions use.")
     keep_final_stop: bool = _setting(True, "Keep the full stop that ends a caption.")
     teacher_captions: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Files that scripts/caption.py wrote of the training photos (JSON Lines): learn the best, and "
-            "of a photo's own captions those that agree best."
+            "help": "Files that scripts/caption.py wrote of the training images (JSON Lines): learn the best, and "
+            "of an image's own captions those that agree best."
         },
     )
-    max_length: int = _setting(30, "Word pieces of a caption, [CLS] and [SEP] counted; longer ones are cut.")
-    flip: bool = _setting(False, "Show each photo mirrored half the time.")
+    max_length: int = _setting(30, "Tokens of a caption, [CLS] and [SEP] counted; longer ones are cut.")
+    flip: bool = _setting(False, "Show each image mirrored half the time.")
     min_crop: float = _setting(
         1.0,
         "Show a random window of the frozen stages' maps, at least this share of each side (1: all of them). It needs "
@@ -65,11 +66,11 @@ class Recipe:
     encoder_weights: str = _setting("IMAGENET1K_V1", "torchvision's name of weights, or a file with a state dict.")
     stride_in_1x1: bool = _setting(False, "The weights are of the original ResNet, which strides in the 1x1.")
     finetune_last_stages: int = _setting(0, "Train this many of the encoder's last stages.")
-    embed_size: int = _setting(300, "Length of a word piece's embedding.")
+    embed_size: int = _setting(300, "Length of a token's embedding.")
     attention_dim: int = _setting(256, "Units of the attention's hidden layer.")
     decoder_dim: int = _setting(512, "Units of the LSTM.")
     dropout: float = _setting(0.5, "Dropout before the output layer.")
-    feature_dropout: float = _setting(0.0, "Dropout of the channels of a photo's grid.")
+    feature_dropout: float = _setting(0.0, "Dropout of the channels of an image's grid.")
     word_dropout: float = _setting(0.0, "Share of the words that the decoder reads which are blanked.")
     context_gate: bool = _setting(False, "Gate the context vector (section 4.2.1 of the paper).")
     deep_output: bool = _setting(False, "Predict from state, context and last word (equation 7 of the paper).")
@@ -82,7 +83,7 @@ class Recipe:
         "cross_entropy, or self_critical: raise the CIDEr-D of sampled captions (with --init-from).",
         choices=("cross_entropy", "self_critical"),
     )
-    samples_per_photo: int = _setting(5, "Captions that self-critical training samples of each photo.")
+    samples_per_image: int = _setting(5, "Captions that self-critical training samples of each image.")
     meteor_weight: float = _setting(0.0, "Add this times METEOR of exact matches to the CIDEr-D that is raised.")
     baseline: str = _setting(
         "greedy",
@@ -92,7 +93,7 @@ class Recipe:
     epochs: int = _setting(100, "Passes over the training captions.")
     batch_size: int = _setting(32, "Captions in a forward pass of one process.")
     gradient_accumulation_steps: int = _setting(1, "Forward passes of one process before an optimizer step.")
-    captions_per_photo: int = _setting(1, "Captions of a photo that stand in one batch: 5 save work on the encoder.")
+    captions_per_image: int = _setting(1, "Captions of an image that stand in one batch: 5 save work on the encoder.")
     learning_rate: float = _setting(3e-4, "Adam's learning rate of the decoder.")
     encoder_learning_rate: float = _setting(1e-4, "And of the encoder's stages that are trained.")
     lr_scheduler: str = _setting("reduce_lr_on_plateau", "A scheduler of transformers.", choices=SCHEDULERS)
@@ -100,7 +101,7 @@ class Recipe:
     plateau_patience: int = _setting(5, "... after this many epochs without a lower validation loss.")
     warmup_steps: int = _setting(0, "Optimizer steps in which the learning rate rises from 0 (not on a plateau).")
     weight_decay: float = _setting(0.0, "AdamW's weight decay (0: Adam).")
-    average_decay: float = _setting(0.0, "Judge and keep a running average of the weights with this decay (0: do not).")
+    ema_decay: float = _setting(0.0, "Judge and keep a running average of the weights with this decay (0: do not).")
     max_grad_norm: float = _setting(0.0, "Clip the gradient to this norm (0: do not).")
     mixed_precision: str | None = _setting(
         None, "By default what accelerate is configured for.", choices=("no", "fp16", "bf16")
@@ -109,7 +110,9 @@ class Recipe:
     num_workers: int = _setting(0, "Processes that read features ahead.")
 
     # Validation, checkpoints, logs
-    metric: str = _setting("loss", "The validation metric that decides which epoch is best.", choices=METRICS)
+    metric_for_best_model: str = _setting(
+        "loss", "The validation metric that decides which epoch is best.", choices=METRICS
+    )
     early_stopping_patience: int | None = _setting(None, "Stop after this many epochs without a better metric.")
     validation_num_beams: int = _setting(1, "Beams of the captions that are scored after each epoch.")
     checkpoint_every: int = _setting(500, "Optimizer steps from one checkpoint to the next.")
@@ -120,28 +123,28 @@ class Recipe:
             for name in names:
                 value = getattr(self, name)
                 if value is not None and not value >= least:  # so that a NaN is not, either
-                    raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, not {value}.")
+                    raise ValueError(f"`{name}` must be at least {least}, not {value}.")
         if not 0 < self.plateau_factor < 1:
-            raise ValueError(f"--plateau-factor must lie between 0 and 1, not be {self.plateau_factor}.")
+            raise ValueError(f"`plateau_factor` must lie between 0 and 1, not be {self.plateau_factor}.")
         if self.warmup_steps and self.lr_scheduler in ("reduce_lr_on_plateau", "constant"):
-            raise ValueError(f"--lr-scheduler {self.lr_scheduler} has no warm-up: leave --warmup-steps at 0.")
-        if not 0 <= self.average_decay < 1:
-            raise ValueError(f"--average-decay must be at least 0 and less than 1, not {self.average_decay}.")
+            raise ValueError(f"`lr_scheduler` {self.lr_scheduler} has no warm-up: leave `warmup_steps` at 0.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"`ema_decay` must be at least 0 and less than 1, not {self.ema_decay}.")
         if not 0 < self.min_crop <= 1:
-            raise ValueError(f"--min-crop must lie above 0 and not above 1, not be {self.min_crop}.")
+            raise ValueError(f"`min_crop` must lie above 0 and not above 1, not be {self.min_crop}.")
         if self.min_crop < 1 and not self.finetune_last_stages:
-            raise ValueError("--min-crop needs --finetune-last-stages: the grid of a wholly frozen encoder is not cut.")
+            raise ValueError("`min_crop` needs `finetune_last_stages`: the grid of a wholly frozen encoder is not cut.")
         if self.max_length < 3:
-            raise ValueError(f"--max-length must be at least 3 ([CLS], a piece and [SEP]), not {self.max_length}.")
+            raise ValueError(f"`max_length` must be at least 3 ([CLS], a token and [SEP]), not {self.max_length}.")
         if self.objective == "self_critical" and self.init_from is None:
-            raise ValueError("--objective self_critical is a second phase: name its start with --init-from.")
+            raise ValueError("`objective` self_critical is a second phase: name its start with `init_from`.")
         if self.objective == "self_critical" and self.teacher_captions:
-            raise ValueError("--teacher-captions are learnt with --objective cross_entropy.")
-        if self.baseline == "samples" and self.samples_per_photo < 2:
-            raise ValueError("--baseline samples needs --samples-per-photo of at least 2.")
+            raise ValueError("`teacher_captions` are learnt with `objective` cross_entropy.")
+        if self.baseline == "samples" and self.samples_per_image < 2:
+            raise ValueError("`baseline` samples needs `samples_per_image` of at least 2.")
 
 
-def parse_recipe(arguments: Sequence[str], presets: Path) -> Recipe:
+def parse_settings(arguments: Sequence[str], presets: Path) -> TrainingSettings:
     """Read a command line.
 
     Args:
@@ -153,18 +156,28 @@ def parse_recipe(arguments: Sequence[str], presets: Path) -> Recipe:
             an unknown setting or one of the wrong type.
     """
     description = "Train a Show, Attend and Tell captioner."
-    parser = _Parser(Recipe, description=description, allow_abbrev=False)  # type: ignore[arg-type]
+    parser = _Parser(TrainingSettings, description=description, allow_abbrev=False)  # type: ignore[arg-type]
     preset_parser = _PlainParser(add_help=False, allow_abbrev=False)
     preset_parser.add_argument("--preset")
     preset = preset_parser.parse_known_args(arguments)[0].preset
-    first = [] if preset is None else _preset_arguments(preset, presets, parser)
-    # The last of two equal options counts: the command line's.
-    recipe, unknown = parser.parse_args_into_dataclasses(
-        [*first, *arguments], return_remaining_strings=True, look_for_args_file=False
-    )
+    if preset is not None:
+        is_file = Path(preset).suffix in (".yaml", ".yml")
+        _set_defaults(parser, Path(preset) if is_file else presets / f"{preset}.yaml")
+    try:
+        settings, unknown = parser.parse_args_into_dataclasses(
+            arguments, return_remaining_strings=True, look_for_args_file=False
+        )
+    except ValueError as error:
+        raise ValueError(as_flags(str(error))) from error
     if unknown:
         raise ValueError(f"unknown arguments: {' '.join(unknown)}")
-    return recipe
+    return settings
+
+
+def as_flags(message: str) -> str:
+    """A message that names settings, as the command line says it: `batch_size` is --batch-size there."""
+    names = "|".join(setting.name for setting in fields(TrainingSettings))
+    return re.sub(f"`({names})`", lambda name: "--" + name[1].replace("_", "-"), message)
 
 
 class _PlainParser(ArgumentParser):
@@ -176,24 +189,37 @@ class _Parser(_PlainParser, HfArgumentParser):
     pass
 
 
-def _preset_arguments(preset: str, presets: Path, parser: _Parser) -> list[str]:
-    """A preset as the command line that would give the same settings, so that both are read alike."""
-    path = Path(preset) if Path(preset).suffix in (".yaml", ".yml") else presets / f"{preset}.yaml"
-    known = sorted(file.stem for file in presets.glob("*.yaml") if "accelerate" not in file.stem)
-    if not path.is_file():
-        raise ValueError(f"There is no preset {path}: name one of {', '.join(known)}, or a YAML file.")
-    try:
-        settings = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} must hold lines like `batch_size: 32`, not a {type(settings).__name__}.")
-    unknown = {str(name) for name in settings} - {setting.name for setting in fields(Recipe)}
-    if unknown:
+def _set_defaults(parser: ArgumentParser, path: Path) -> None:
+    """Make a preset's settings the parser's defaults."""
+    values = _read_preset(path)
+    known = set()
+    for action in parser._actions:
+        if action.dest in values:
+            # As a string, which the parser reads like one of the command line; it does not look at its choices.
+            action.default = str(values[action.dest])
+            action.required = False
+            known.add(action.dest)
+            if action.choices and action.default not in action.choices:
+                raise ValueError(f"{path}: argument {action.dest}: invalid choice: {action.default!r}.")
+    if unknown := values.keys() - known:
         raise ValueError(f"{path} holds unknown settings: {', '.join(sorted(unknown))}.")
-    arguments = [f"--{name}={value}" for name, value in settings.items() if value is not None]
     try:
-        parser.parse_known_args(["--dataset=", "--output_dir=", *arguments])
+        parser.parse_known_args(["--dataset=", "--output_dir="])
     except ValueError as error:
         raise ValueError(f"{path}: {error}.") from error
-    return arguments
+
+
+def _read_preset(path: Path) -> dict[str, Any]:
+    """A preset's settings over those of the file that its `base` names, which lies beside it."""
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+        raise ValueError(f"There is no preset {path}: name one of {known}, or a YAML file.")
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold lines like `batch_size: 32`, not a {type(values).__name__}.")
+    base = values.pop("base", None)
+    inherited = {} if base is None else _read_preset(path.with_name(str(base)))
+    return inherited | {str(name): value for name, value in values.items() if value is not None}

@@ -9,67 +9,80 @@ from tiny_flickr import ROOT, environment
 from transformers import get_scheduler
 from transformers.trainer_utils import SchedulerType
 
-from showattend.training.settings import METRICS, SCHEDULERS, Recipe, parse_recipe
+from showattend.training.settings import METRICS, SCHEDULERS, TrainingSettings, parse_settings
 
 CONFIGS = ROOT / "showattend" / "training" / "presets"
-NEEDED = ["--dataset", "photos", "--output-dir", "run"]
+NEEDED = ["--dataset", "images", "--output-dir", "run"]
 
 
-def parse(*arguments: str, presets: Path = CONFIGS) -> Recipe:
-    return parse_recipe([*NEEDED, *arguments], presets)
+def parse(*arguments: str, presets: Path = CONFIGS) -> TrainingSettings:
+    return parse_settings([*NEEDED, *arguments], presets)
 
 
 def test_defaults() -> None:
-    assert parse() == Recipe("photos", "run")
+    assert parse() == TrainingSettings("images", "run")
 
 
 def test_hyphens_and_underscores() -> None:
     for arguments in (["--batch-size", "7"], ["--batch_size", "7"], ["--batch-size=7"], ["--batch_size=7"]):
         assert parse(*arguments).batch_size == 7
-    assert parse_recipe(["--dataset=photos", "--output_dir=run"], CONFIGS) == Recipe("photos", "run")
+    assert parse_settings(["--dataset=images", "--output_dir=run"], CONFIGS) == TrainingSettings("images", "run")
     assert parse("--no-keep-final-stop").keep_final_stop is parse("--no_keep_final_stop").keep_final_stop is False
 
 
 def test_every_setting_has_a_hyphenated_option() -> None:
-    for setting in dataclasses.fields(Recipe):
+    for setting in dataclasses.fields(TrainingSettings):
         if setting.default is not dataclasses.MISSING and setting.name != "preset" and setting.default is not None:
-            recipe = parse(f"--{setting.name.replace('_', '-')}={setting.default}")
-            assert getattr(recipe, setting.name) == setting.default
+            settings = parse(f"--{setting.name.replace('_', '-')}={setting.default}")
+            assert getattr(settings, setting.name) == setting.default
 
 
 def test_presets_of_the_project() -> None:
     original, tuned = parse("--preset", "original"), parse("--preset", "tuned")
     assert parse("--preset", "self_critical", "--init-from", "best").objective == "self_critical"
     # The write-up's settings are the defaults.
-    assert dataclasses.replace(original, preset=None) == Recipe("photos", "run")
-    assert (tuned.metric, tuned.context_gate, tuned.learning_rate) == ("cider", True, 8e-4)
+    assert dataclasses.replace(original, preset=None) == TrainingSettings("images", "run")
+    assert (tuned.metric_for_best_model, tuned.context_gate, tuned.learning_rate) == ("cider", True, 8e-4)
 
 
 def test_command_line_replaces_the_preset_and_that_the_defaults(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("batch_size: 9\nepochs: 3\nflip: true\nkeep_final_stop: false\n")
     for preset in ("mine", str(tmp_path / "mine.yaml")):
-        recipe = parse("--epochs", "4", "--preset", preset, "--keep-final-stop", "true", presets=tmp_path)
-        assert (recipe.batch_size, recipe.epochs, recipe.flip, recipe.keep_final_stop) == (9, 4, True, True)
-        assert recipe.preset == preset
+        settings = parse("--epochs", "4", "--preset", preset, "--keep-final-stop", "true", presets=tmp_path)
+        assert (settings.batch_size, settings.epochs, settings.flip, settings.keep_final_stop) == (9, 4, True, True)
+        assert settings.preset == preset
     assert parse("--preset=mine", "--no-keep-final-stop", presets=tmp_path).keep_final_stop is False
+
+
+def test_preset_over_a_base(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("batch_size: 9\nepochs: 3\n")
+    (tmp_path / "first.yaml").write_text("base: base.yaml\nepochs: 4\nflip: true\n")
+    (tmp_path / "second.yaml").write_text("base: first.yaml\nflip: false\n")
+    settings = parse("--preset", "second", presets=tmp_path)
+    assert (settings.batch_size, settings.epochs, settings.flip) == (9, 4, False)
+    (tmp_path / "orphan.yaml").write_text("base: nothing.yaml\n")
+    with pytest.raises(ValueError, match=r"no preset .*nothing\.yaml: name one of base, first, orphan, second"):
+        parse("--preset", "orphan", presets=tmp_path)
 
 
 def test_preset_may_name_the_data(tmp_path: Path) -> None:
     (tmp_path / "all.yaml").write_text("dataset: here\noutput_dir: there\n")
-    recipe = parse_recipe(["--preset", "all"], tmp_path)
-    assert (recipe.dataset, recipe.output_dir) == ("here", "there")
+    settings = parse_settings(["--preset", "all"], tmp_path)
+    assert (settings.dataset, settings.output_dir) == ("here", "there")
 
 
 def test_values_of_a_preset_are_read_as_on_the_command_line(tmp_path: Path) -> None:
     # YAML reads 3e-4 as a string, 1 as an integer, null as nothing and a bare `no` as false
     text = "learning_rate: 3e-4\nmax_grad_norm: 1\nearly_stopping_patience: null\nflip: yes\nmax_train_samples: 10\n"
     (tmp_path / "a.yaml").write_text(text)
-    recipe = parse("--preset", "a", presets=tmp_path)
-    assert (recipe.learning_rate, recipe.max_grad_norm) == (3e-4, 1.0)
-    assert isinstance(recipe.max_grad_norm, float)
-    assert (recipe.early_stopping_patience, recipe.flip, recipe.max_train_samples) == (None, True, 10)
+    settings = parse("--preset", "a", presets=tmp_path)
+    assert (settings.learning_rate, settings.max_grad_norm) == (3e-4, 1.0)
+    assert isinstance(settings.max_grad_norm, float)
+    assert (settings.early_stopping_patience, settings.flip, settings.max_train_samples) == (None, True, 10)
     (tmp_path / "empty.yaml").write_text("# nothing\n")
-    assert dataclasses.replace(parse("--preset", "empty", presets=tmp_path), preset=None) == Recipe("photos", "run")
+    assert dataclasses.replace(parse("--preset", "empty", presets=tmp_path), preset=None) == TrainingSettings(
+        "images", "run"
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,7 +92,7 @@ def test_values_of_a_preset_are_read_as_on_the_command_line(tmp_path: Path) -> N
         ("batch_size: 32.5", r"batch.size: invalid int value: '32.5'\.$"),
         ("epochs: [1, 2]", r"epochs: invalid int value"),
         ("flip: maybe", r"flip: .*maybe"),
-        ("metric: blue", r"metric: invalid choice: 'blue'"),
+        ("metric_for_best_model: blue", r"metric_for_best_model: invalid choice: 'blue'"),
         ("baseline: best", r"baseline: invalid choice: 'best'"),
         ("lerning_rate: 1\nbatchsize: 2", r"holds unknown settings: batchsize, lerning_rate\.$"),
         ("batch-size: 2", r"holds unknown settings: batch-size\.$"),
@@ -108,11 +121,11 @@ def test_bad_preset(tmp_path: Path, text: str, message: str) -> None:
         (["--batchsize", "3"], "^unknown arguments: --batchsize 3$"),
         (["--batch", "3"], "^unknown arguments: --batch 3$"),  # an abbreviation would mean something else one day
         (["--batch-size", "many"], "invalid int value: 'many'"),
-        (["--metric", "blue"], "invalid choice: 'blue'"),
+        (["--metric-for-best-model", "blue"], "invalid choice: 'blue'"),
         (["--lr-scheduler", "cosin"], "invalid choice: 'cosin'"),
         (["--mixed-precision", "fp8"], "invalid choice: 'fp8'"),
         (["--batch-size", "0"], "--batch-size must be at least 1, not 0"),
-        (["--samples-per-photo", "0"], "--samples-per-photo must be at least 1, not 0"),
+        (["--samples-per-image", "0"], "--samples-per-image must be at least 1, not 0"),
         (["--early-stopping-patience", "0"], "--early-stopping-patience must be at least 1, not 0"),
         (["--learning-rate", "-1"], "--learning-rate must be at least 0, not -1.0"),
         (["--learning-rate", "nan"], "--learning-rate must be at least 0, not nan"),
@@ -123,7 +136,7 @@ def test_bad_preset(tmp_path: Path, text: str, message: str) -> None:
         (["--min-crop", "0.8"], "--min-crop needs --finetune-last-stages"),
         (["--max-length", "2"], "--max-length must be at least 3"),
         (["--objective", "self_critical"], "name its start with --init-from"),
-        (["--baseline", "samples", "--samples-per-photo", "1"], "at least 2"),
+        (["--baseline", "samples", "--samples-per-image", "1"], "at least 2"),
     ],
 )
 def test_bad_arguments(arguments: list[str], message: str) -> None:
@@ -134,7 +147,7 @@ def test_bad_arguments(arguments: list[str], message: str) -> None:
 
 def test_missing_arguments() -> None:
     with pytest.raises(ValueError, match=r"required: .*output.dir"):
-        parse_recipe(["--dataset", "photos"], CONFIGS)
+        parse_settings(["--dataset", "images"], CONFIGS)
 
 
 def test_schedulers_need_no_settings_of_their_own() -> None:
@@ -146,7 +159,7 @@ def test_schedulers_need_no_settings_of_their_own() -> None:
 
 def test_metrics_can_be_chosen() -> None:
     for metric in METRICS:
-        assert parse("--metric", metric).metric == metric
+        assert parse("--metric-for-best-model", metric).metric_for_best_model == metric
 
 
 def test_script_says_one_sentence_and_exits_with_2() -> None:

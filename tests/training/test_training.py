@@ -19,14 +19,16 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import set_seed
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_flickr import COLOURS, ROOT, SHAPES, command_line, environment, make_folder, recipe
+from tiny_flickr import COLOURS, ROOT, SHAPES, command_line, environment, make_folder, training_settings
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import showattend.training.trainer as training
 from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
 from modeling_showattend.metrics.ptb import find_java
 from showattend.folders import recover, replacing
+from showattend.training import objectives
 from showattend.training.self_critical import policy_gradient_loss, sample_captions
 
 TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py")]
@@ -55,7 +57,7 @@ def train(folder: Path, output: Path, **changes: Any) -> list[dict[str, float]]:
     """Train in this process, and return the log."""
     forget_process()
     try:
-        assert training.train(recipe(folder, output, **changes)) == output / "best"
+        assert training.train(training_settings(folder, output, **changes)) == output / "best"
     finally:
         forget_process()
     return read_log(output)
@@ -85,7 +87,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 # --- the script, from end to end ---
 
-ORIGINAL = dict(preset="original", epochs=2, dropout=None, checkpoint_every=2, average_decay=0.5)
+ORIGINAL = dict(preset="original", epochs=2, dropout=None, checkpoint_every=2, ema_decay=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +123,9 @@ def test_script(original: Path, folder: Path) -> None:
     assert sorted(path.name for path in (original / "samples").iterdir()) == ["epoch-001.png", "epoch-002.png"]
     assert Image.open(original / "samples" / "epoch-002.png").size[0] > 500
     assert list(original.rglob("events.out.tfevents.*"))
-    assert json.loads((original / "recipe.json").read_text())["dropout"] == 0.5
+    assert json.loads((original / "settings.json").read_text())["dropout"] == 0.5
     assert {path.name for path in original.iterdir()} == {
-        *("best", "checkpoint", "log.jsonl", "curves.png", "samples", "recipe.json", "showattend")
+        *("best", "checkpoint", "log.jsonl", "curves.png", "samples", "settings.json", "showattend")
     }
 
 
@@ -230,10 +232,12 @@ def test_other_settings_are_refused(folder: Path, tmp_path: Path, monkeypatch: p
     with pytest.raises(OSError, match="ncoder"):
         train(folder, output, encoder_weights="nowhere.pth")  # nothing was trained: the mistake may be mended
     train(folder, output)
-    recorded = (output / "recipe.json").read_text()
-    with pytest.raises(ValueError, match=r"run holds a run with another dropout, batch_size: go on with its settings"):
+    recorded = (output / "settings.json").read_text()
+    with pytest.raises(
+        ValueError, match=r"run holds a run with another dropout, batch_size: resume it with its settings"
+    ):
         train(folder, output, batch_size=4, dropout=0.1)
-    assert (output / "recipe.json").read_text() == recorded
+    assert (output / "settings.json").read_text() == recorded
     monkeypatch.setattr(Accelerator, "num_processes", 2)
     with pytest.raises(ValueError, match="another num_processes:"):  # steps would be counted in other batches
         train(folder, output)
@@ -274,11 +278,11 @@ def test_two_processes_equal_the_doubled_batch(folder: Path, tmp_path: Path, dou
     # A cache of their own: they share out the photos.
     arguments = command_line(folder, tmp_path / "run", batch_size=5, cache_dir=tmp_path / "cache", **SHARED)
     run([*launch, TRAIN[1], *arguments])
-    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["num_processes"] == 2
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["num_processes"] == 2
     assert_same_run(tmp_path / "run", doubled)
     # Not the same by standing still: each part of the decoder has moved much farther.
     set_seed(42)
-    start = training.build_model(recipe(folder, tmp_path, **SHARED), None)[0].state_dict()
+    start = training.build_model(training_settings(folder, tmp_path, **SHARED), None)[0].state_dict()
     for name in ("attention.U.weight", "lstm_cell.weight_hh", "init_h.weight", "fcn.weight"):
         assert (start[f"decoder.{name}"] - last_weights(doubled)[f"decoder.{name}"]).abs().max() > 1e-3
 
@@ -326,7 +330,7 @@ def test_validation_figures_by_hand(overfitted: Path, folder: Path) -> None:
 def test_finetuning_changes_the_last_stage_alone(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     rates = dict(learning_rate=1e-3, encoder_learning_rate=1e-4)
-    train(folder, output, finetune_last_stages=1, min_crop=0.5, captions_per_photo=5, batch_size=15, **rates)
+    train(folder, output, finetune_last_stages=1, min_crop=0.5, captions_per_image=5, batch_size=15, **rates)
     start = ShowAttendForConditionalGeneration.from_pretrained(output / "best").encoder
     names = dict(start.resnet.named_parameters())
     before = load_file(folder / "resnet18.safetensors")
@@ -347,7 +351,9 @@ def test_finetuning_changes_the_last_stage_alone(folder: Path, tmp_path: Path) -
 
 def test_learning_rate_falls_on_a_plateau_and_training_stops_early(folder: Path, tmp_path: Path) -> None:
     """A rate that changes nothing to speak of: the loss improves by less than the scheduler's threshold."""
-    stalled = dict(learning_rate=2e-7, plateau_factor=0.5, plateau_patience=0, metric="token_accuracy", dropout=0.0)
+    stalled = dict(
+        learning_rate=2e-7, plateau_factor=0.5, plateau_patience=0, metric_for_best_model="token_accuracy", dropout=0.0
+    )
     log = train(folder, tmp_path / "run", epochs=9, early_stopping_patience=3, **stalled)
     assert [line["learning_rate"] for line in log] == pytest.approx([2e-7, 2e-7, 1e-7, 5e-8])
     assert len({line["token_accuracy"] for line in log}) == 1
@@ -367,21 +373,16 @@ def test_best_is_the_model_of_the_best_epoch(folder: Path, tmp_path: Path) -> No
 
 def test_average_of_the_weights(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[torch.Tensor] = []
-    decays: list[float] = []
 
-    def recording(averaged: ShowAttendForConditionalGeneration, model: Any, decay: float) -> None:
-        if not steps:
-            steps.append(averaged.decoder.fcn.weight.detach().clone())  # the initial weights
-        steps.append(model.decoder.fcn.weight.detach().clone())
-        decays.append(decay)
-        move_average(averaged, model, decay)
+    def recording(average: AveragedModel, model: Any) -> None:
+        steps.append(model.decoder.fcn.weight.detach().clone())  # the initial weights first
+        update_parameters(average, model)
 
-    move_average = training.move_average
-    monkeypatch.setattr(training, "move_average", recording)
-    train(folder, tmp_path / "run", average_decay=0.2, batch_size=20, learning_rate=1e-2)
-    assert decays == [1 / 11, 2 / 12, 0.2]
+    update_parameters = AveragedModel.update_parameters
+    monkeypatch.setattr(AveragedModel, "update_parameters", recording)
+    train(folder, tmp_path / "run", ema_decay=0.2, batch_size=20, learning_rate=1e-2)
     expected = steps[0]
-    for weights, decay in zip(steps[1:], decays, strict=True):
+    for weights, decay in zip(steps[1:], [1 / 11, 2 / 12, 0.2], strict=True):
         expected = decay * expected + (1 - decay) * weights
     best = load_file(tmp_path / "run" / "best" / "model.safetensors")["decoder.fcn.weight"]
     assert torch.allclose(best, expected, atol=1e-6)
@@ -390,9 +391,11 @@ def test_average_of_the_weights(folder: Path, tmp_path: Path, monkeypatch: pytes
 
 def test_self_critical_phase(folder: Path, tmp_path: Path, overfitted: Path) -> None:
     """In small, from the best model of a first phase."""
-    start: dict[str, Any] = dict(objective="self_critical", init_from=str(overfitted / "best"), samples_per_photo=20)
-    batches: dict[str, Any] = dict(captions_per_photo=5, batch_size=10, gradient_accumulation_steps=2, epochs=6)
-    rates: dict[str, Any] = dict(learning_rate=1e-3, lr_scheduler="constant", metric="cider", dropout=0.0)
+    start: dict[str, Any] = dict(objective="self_critical", init_from=str(overfitted / "best"), samples_per_image=20)
+    batches: dict[str, Any] = dict(captions_per_image=5, batch_size=10, gradient_accumulation_steps=2, epochs=6)
+    rates: dict[str, Any] = dict(
+        learning_rate=1e-3, lr_scheduler="constant", metric_for_best_model="cider", dropout=0.0
+    )
     log = train(folder, tmp_path / "run", baseline="samples", **start, **batches, **rates)
     rewards = [-line["train_loss"] for line in log]
     assert 0 < rewards[0] < 10
@@ -413,15 +416,17 @@ def test_self_critical_gradients_know_no_dropout(
         drawn_twice.append(torch.allclose(logits, again, atol=1e-5))
         return policy_gradient_loss(logits, labels, advantages)
 
-    def remember(captioner: ShowAttendForConditionalGeneration, processor: Any, photos: Any, *rest: Any) -> Any:
-        model[:], batch[:] = [captioner], [photos]
-        return sample_captions(captioner, processor, photos, *rest)
+    def remember(
+        captioner: ShowAttendForConditionalGeneration, processor: Any, images: Any, *rest: Any, **sampling: Any
+    ) -> Any:
+        model[:], batch[:] = [captioner], [images]
+        return sample_captions(captioner, processor, images, *rest, **sampling)
 
     model: list[ShowAttendForConditionalGeneration] = []
     batch: list[Any] = []
-    monkeypatch.setattr(training, "policy_gradient_loss", compare)
-    monkeypatch.setattr(training, "sample_captions", remember)
-    start: dict[str, Any] = dict(objective="self_critical", init_from=str(overfitted / "best"), captions_per_photo=5)
+    monkeypatch.setattr(objectives, "policy_gradient_loss", compare)
+    monkeypatch.setattr(objectives, "sample_captions", remember)
+    start: dict[str, Any] = dict(objective="self_critical", init_from=str(overfitted / "best"), captions_per_image=5)
     train(folder, tmp_path / "run", dropout=0.5, batch_size=10, **start)
     assert drawn_twice and all(drawn_twice)
 
@@ -449,14 +454,14 @@ def test_dataset_without_validation(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_epoch")
 def test_unwritable_output_folder(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"^--output-dir .*/file/run cannot be written: Not a directory\.$"):
+    with pytest.raises(OSError, match=r"^`output_dir` .*/file/run cannot be written: Not a directory\.$"):
         train(folder, tmp_path / "file" / "run")
 
 
 @pytest.mark.usefixtures("no_epoch")
 def test_metric_that_cannot_be_measured(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^--metric meteor cannot be measured on this machine"):
-        train(folder, tmp_path / "run", metric="meteor")
+    with pytest.raises(ValueError, match=r"^`metric_for_best_model` meteor cannot be measured on this machine"):
+        train(folder, tmp_path / "run", metric_for_best_model="meteor")
 
 
 @pytest.mark.usefixtures("no_epoch")
@@ -466,7 +471,7 @@ def test_no_captioner_to_start_from(folder: Path, tmp_path: Path) -> None:
 
 
 def test_loss_that_is_not_finite(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match="in step 2 of epoch 1: a lower --learning-rate"):
+    with pytest.raises(FloatingPointError, match="in step 2 of epoch 1: a lower `learning_rate`"):
         train(folder, tmp_path / "run", learning_rate=1e38, lr_scheduler="constant")
     assert not (tmp_path / "run" / "checkpoint").exists()
 

@@ -1,0 +1,25 @@
+"""Averages of weights, which caption better than the weights of any single step."""
+
+import torch
+from torch.optim.swa_utils import AveragedModel
+
+from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
+
+Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
+
+
+def moving_average(model: ShowAttendForConditionalGeneration, decay: float) -> AveragedModel:
+    """An exponential moving average of a model's weights, which begins with those it has now.
+
+    The decay rises to `decay`, or an average of the first steps would drag the initial weights along. Weights that
+    do not change keep every bit, so that features in a cache stay valid.
+    """
+
+    @torch.no_grad()
+    def update(averaged: Tensors, current: Tensors, num_averaged: torch.Tensor | int) -> None:
+        steps = int(num_averaged)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, steps / (steps + 10)))
+
+    average = AveragedModel(model, multi_avg_fn=update)
+    average.update_parameters(model)  # the first update copies
+    return average

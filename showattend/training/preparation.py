@@ -1,0 +1,116 @@
+"""What a run begins with: an output folder that can be written, a model with its processor, and labels."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import BertTokenizer
+
+from modeling_showattend.configuration_showattend import ShowAttendConfig
+from modeling_showattend.image_processing_showattend import ShowAttendImageProcessor
+from modeling_showattend.metrics import score_captions
+from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
+from modeling_showattend.processing_showattend import ShowAttendProcessor
+from showattend.checkpoints import load_captioner
+from showattend.data.tokenization import load_tokenizer, prune_tokenizer
+
+from .settings import TrainingSettings
+
+# What may differ when a run resumes: where things lie, how long it is to run, how it is reported.
+MAY_CHANGE = {
+    *("output_dir", "preset", "cache_dir", "epochs", "early_stopping_patience", "num_workers", "report_to"),
+    "checkpoint_every",
+}
+FREE_BYTES = 2e9  # two checkpoints and two models at once, with their optimizer
+
+
+def check_output_folder(output: Path, run: dict[str, Any]) -> None:
+    """Refuse, before any work is done, what would fail after hours of it.
+
+    Args:
+        run: The settings, which must be those of the run in the folder if it has left a checkpoint to resume from.
+
+    Raises:
+        OSError: If the folder cannot be written or the disk is full.
+        ValueError: If the folder holds a run with other settings.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "settings.test").write_text("")
+        (output / "settings.test").unlink()
+    except OSError as error:
+        raise OSError(f"`output_dir` {output} cannot be written: {error.strerror or error}.") from error
+    free = shutil.disk_usage(output).free
+    if free < FREE_BYTES:
+        raise OSError(f"`output_dir` {output} has {free / 1e9:.1f} GB free; a run needs {FREE_BYTES / 1e9:.0f} GB.")
+    if (output / "checkpoint").exists() or (output / "checkpoint.old").exists():
+        earlier = json.loads((output / "settings.json").read_text())
+        changed = [name for name in run if run[name] != earlier.get(name) and name not in MAY_CHANGE]
+        if changed:
+            raise ValueError(
+                f"{output} holds a run with another {', '.join(changed)}: resume it with its settings, or name "
+                "another `output_dir`."
+            )
+
+
+def check_metric(name: str) -> None:
+    """METEOR and SPICE need programs that may be missing, which shows when they score a caption."""
+    if name in ("meteor", "spice") and name not in score_captions({"": "a dog"}, {"": ["a dog"]}):
+        raise ValueError(
+            f"`metric_for_best_model` {name} cannot be measured on this machine: it needs Java (SPICE more, see "
+            "metrics)."
+        )
+
+
+def build_model(
+    settings: TrainingSettings, train_set: Dataset
+) -> tuple[ShowAttendForConditionalGeneration, ShowAttendProcessor]:
+    """The captioner to start from, and its processor: a new one, or `init_from` with the settings' regularisers."""
+    regularisers: dict[str, Any] = {
+        "dropout": settings.dropout,
+        "feature_dropout": settings.feature_dropout,
+        "word_dropout": settings.word_dropout,
+        "doubly_stochastic_penalty": settings.doubly_stochastic_penalty,
+        "label_smoothing": settings.label_smoothing,
+        "finetune_last_stages": settings.finetune_last_stages,
+    }
+    if settings.init_from is not None:
+        return load_captioner(settings.init_from, **regularisers)
+    tokenizer: BertTokenizer = load_tokenizer(settings.tokenizer)
+    if settings.prune_tokenizer:
+        tokenizer = prune_tokenizer(tokenizer, (text for texts in train_set["captions"] for text in texts))
+    config = ShowAttendConfig(
+        encoder_name=settings.encoder_name,
+        stride_in_1x1=settings.stride_in_1x1,
+        embed_size=settings.embed_size,
+        attention_dim=settings.attention_dim,
+        decoder_dim=settings.decoder_dim,
+        context_gate=settings.context_gate,
+        deep_output=settings.deep_output,
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.cls_token_id,
+        eos_token_id=tokenizer.sep_token_id,
+        **regularisers,
+    )
+    model = ShowAttendForConditionalGeneration(config)
+    model.load_encoder_weights(settings.encoder_weights)
+    model.generation_config.max_length = settings.max_length
+    return model, ShowAttendProcessor(ShowAttendImageProcessor(), tokenizer)
+
+
+def caption_labels(
+    captions_of_images: Iterable[list[str]], processor: ShowAttendProcessor, settings: TrainingSettings
+) -> list[list[list[int]]]:
+    """The tokens of every caption of every image, [SEP] at the end."""
+    labels = []
+    for captions in captions_of_images:
+        if not settings.keep_final_stop:
+            captions = [re.sub(r"[\s.]+$", "", caption) for caption in captions]
+        padded = processor(text_target=captions, max_length=settings.max_length)["labels"]
+        labels.append([[token for token in tokens if token != -100] for tokens in padded])
+    return labels
