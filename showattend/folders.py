@@ -6,11 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import PartialState
+from safetensors import SafetensorError
+
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # what open, torch.save and safetensors raise on a full disk
 
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder for all processes to write into; on success it becomes `folder`, on failure it goes.
+    """Yield an empty folder for all processes to write into. On success it becomes `folder`; on failure it is deleted.
 
     Raises:
         OSError: If the new version cannot be written, a full disk for example. The old version stays.
@@ -24,8 +27,10 @@ def replacing(folder: Path) -> Iterator[Path]:
             temporary.mkdir(parents=True)
         state.wait_for_everyone()
         yield temporary
-    except Exception as error:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if not isinstance(error, WRITE_ERRORS):
+            raise
         raise OSError(f"{folder} could not be written ({error}); its last complete version is intact.") from error
     state.wait_for_everyone()
     if state.is_main_process:

@@ -1,4 +1,4 @@
-"""METEOR of exact matches, in Python, for rewards of captions of the training photos.
+"""METEOR of exact matches, in Python, for rewards of captions of the training images.
 
 The formula of METEOR 1.5 (Denkowski and Lavie, 2014, https://aclanthology.org/W14-3348) with its parameters for
 English, without the stems, synonyms and paraphrases that need its Java program.

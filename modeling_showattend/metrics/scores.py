@@ -132,7 +132,7 @@ def _spice(java: list[str], references: list[list[str]], captions: list[str]) ->
 
 
 def caption_statistics(predictions: Mapping[str, str]) -> dict[str, float]:
-    """How varied and how readable the captions are, whatever the photos show.
+    """How varied and how readable the captions are, whatever the images show.
 
     Args:
         predictions: image id -> the predicted caption.

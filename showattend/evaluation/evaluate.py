@@ -1,4 +1,4 @@
-"""How good a captioner is: its loss on captions that people wrote, and the captions that it writes."""
+"""Evaluates a captioner: its loss on people's captions, and the scores of its own."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -28,24 +28,24 @@ def validation_loss(
     accelerator: Accelerator,
     batch_size: int,
 ) -> dict[str, float]:
-    """Teacher forcing: `loss`, the mean cross entropy of a word piece, and `token_accuracy`, padding left out."""
+    """With teacher forcing, `loss`, the mean cross entropy of a token, and `token_accuracy`; padding is ignored."""
     model.eval()
-    items = sorted(items, key=lambda item: item.length)  # batches of like length
+    items = sorted(items, key=lambda item: item.length)  # batches of similar length
     sums = torch.zeros(3, dtype=torch.float64)
     for start in range(accelerator.process_index * batch_size, len(items), batch_size * accelerator.num_processes):
         batch = collate([(item, False) for item in items[start : start + batch_size]], features)
         labels = batch.labels.to(accelerator.device)
         logits = model(image_features=batch.image_features.to(accelerator.device), labels=labels).logits
         real = labels != -100
-        logits, labels = logits[real].float(), labels[real]  # (pieces, vocab_size), (pieces,)
+        logits, labels = logits[real].float(), labels[real]  # (tokens, vocab_size), (tokens,)
         loss = F.cross_entropy(logits, labels, reduction="sum")
         sums += torch.stack([loss, (logits.argmax(dim=-1) == labels).sum(), real.sum()]).cpu()
-    total_loss, right, pieces = map(sum, zip(*gather_object([sums.tolist()]), strict=True))
-    return {"loss": total_loss / pieces, "token_accuracy": right / pieces}
+    total_loss, num_correct, num_tokens = map(sum, zip(*gather_object([sums.tolist()]), strict=True))
+    return {"loss": total_loss / num_tokens, "token_accuracy": num_correct / num_tokens}
 
 
 @torch.inference_mode()
-def caption_photos(
+def caption_images(
     model: ShowAttendForConditionalGeneration,
     processor: ShowAttendProcessor,
     image_ids: Sequence[str],
@@ -54,21 +54,21 @@ def caption_photos(
     batch_size: int = 64,
     **generation: Any,
 ) -> dict[str, str]:
-    """Caption photos, shared out among the processes.
+    """Caption images, divided among the processes.
 
     Args:
-        image_ids: The photos' names.
-        inputs_of: Gives the photos of some rows as `generate` takes them: pixel_values or image_features.
-        generation: Goes to `generate`.
+        image_ids: The images' ids; a row is a place in this list.
+        inputs_of: Maps rows to the inputs of `generate`: pixel_values or image_features.
+        generation: Settings of `generate`.
 
     Returns:
-        image id -> caption, of all photos and on every process. It does not depend on the number of processes: none
-        repeats a photo.
+        image id -> caption, of all images and on every process. It does not depend on the number of processes: no
+        image is captioned twice.
     """
     model.eval()
     mine = range(accelerator.process_index, len(image_ids), accelerator.num_processes)
     captions: list[tuple[str, str]] = []
-    bar = tqdm(total=len(mine), desc="captions", unit="photo", disable=not accelerator.is_local_main_process)
+    bar = tqdm(total=len(mine), desc="captions", unit="image", disable=not accelerator.is_local_main_process)
     for start in range(0, len(mine), batch_size):
         rows = mine[start : start + batch_size]
         inputs: dict[str, Any] = {name: tensor.to(accelerator.device) for name, tensor in inputs_of(rows).items()}
@@ -76,8 +76,8 @@ def caption_photos(
         captions += zip([image_ids[row] for row in rows], texts, strict=True)
         bar.update(len(rows))
     bar.close()
-    everyones = dict(gather_object(captions))
-    return {image_id: everyones[image_id] for image_id in image_ids}
+    gathered = dict(gather_object(captions))
+    return {image_id: gathered[image_id] for image_id in image_ids}
 
 
 def evaluate_checkpoint(
@@ -88,18 +88,19 @@ def evaluate_checkpoint(
     batch_size: int = 32,
     **generation: Any,
 ) -> dict[str, Any]:
-    """Caption a split and score the captions; `accelerate launch` shares the work among processes.
+    """Caption a split and score the captions; `accelerate launch` divides the images among processes.
 
     Args:
         checkpoint: A captioner's folder or Hub id.
         dataset: As in [`load_captions`].
         output_dir: Where the main process writes `captions.json`, the captions in the COCO results format, and
             `figures.json`, what this function returns.
-        generation: Settings of `generate`; what is left out is as the checkpoint's generation config says.
+        generation: Settings of `generate`; the checkpoint's generation config has the defaults.
 
     Returns:
-        `metrics`, the corpus scores times 100; `statistics` of the captions; and what was evaluated (of a folder the
-        name), and how. Empty on other processes than the main one.
+        `metrics`, the corpus scores times 100; `statistics` of the captions; `checkpoint`, `dataset` (a folder's name
+        without its path), `split`, the number of `images` and the `generation` settings. Empty on all processes but
+        the main one.
 
     Raises:
         ValueError: If the dataset lacks the split.
@@ -110,35 +111,36 @@ def evaluate_checkpoint(
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"--output-dir {output} cannot be written: {error.strerror}.") from error
+        raise OSError(f"output_dir {output} cannot be written: {error.strerror}.") from error
     model, processor = load_captioner(checkpoint)
     model.to(accelerator.device)
-    # The checkpoint's own settings, for the figures must say how the captions were searched for.
+    # The figures must say how the captions were decoded, so the checkpoint's defaults are spelt out.
     names = ("num_beams", "length_penalty", "no_repeat_ngram_size")
-    own = {name: getattr(model.generation_config, name, None) for name in names}
-    generation = {"num_beams": 1} | {name: value for name, value in own.items() if value is not None} | generation
+    defaults = {name: getattr(model.generation_config, name, None) for name in names}
+    defaults = {name: value for name, value in defaults.items() if value is not None}
+    generation = {"num_beams": 1} | defaults | generation
     with accelerator.main_process_first():
         splits = load_captions(dataset)
     if split not in splits:
         raise ValueError(f"{dataset} has no {split} split: it has {', '.join(splits)}.")
-    photos = splits[split]
-    captions = caption_photos(
+    images = splits[split]
+    captions = caption_images(
         model,
         processor,
-        photos["image_id"],
-        lambda rows: {"pixel_values": processor(images=photos[rows]["image"], return_tensors="pt")["pixel_values"]},
+        images["image_id"],
+        lambda rows: {"pixel_values": processor(images=images[rows]["image"], return_tensors="pt")["pixel_values"]},
         accelerator,
         batch_size=batch_size,
         **generation,
     )
     if not accelerator.is_main_process:
         return {}
-    references = dict(zip(photos["image_id"], photos["captions"], strict=True))
+    references = dict(zip(images["image_id"], images["captions"], strict=True))
     figures = {
         "checkpoint": checkpoint,
         "dataset": Path(dataset).resolve().name if Path(dataset).exists() else dataset,
         "split": split,
-        "photos": len(captions),
+        "images": len(captions),
         "generation": generation,
         "metrics": score_captions(captions, references),
         "statistics": caption_statistics(captions),

@@ -1,11 +1,13 @@
-"""From a checkpoint of the write-up's training code to a folder that transformers' Auto classes load.
+"""Converts a checkpoint of the write-up's training code to a folder that transformers' Auto classes load.
 
-The write-up saves the `state_dict` of its `EncoderDecoder`, whose modules have the names of ours. So the sizes are read
-off the tensors, every tensor is checked to have its place, and what the file does not hold is added: the tokenizer, how
-the photos were prepared, how captions were generated. No code in the file is run.
+The write-up saves the `state_dict` of its `EncoderDecoder`, whose modules have the same names as ours. The sizes are
+read off the tensors, every tensor must match a parameter, and what the file lacks is added: the tokenizer, the settings
+of the image processor and of generation. No code in the file is run.
 """
 
+import io
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,13 +22,18 @@ from modeling_showattend.modeling_showattend import ShowAttendForConditionalGene
 from modeling_showattend.processing_showattend import ShowAttendProcessor
 from showattend.data.tokenization import load_tokenizer
 
-GENERATED_PIECES = 50  # the write-up's `max_len`, [SEP] counted and [CLS] not
+MAX_NEW_TOKENS = 50  # the write-up's `max_len`, which counts [SEP] but not [CLS]
+# What torch.load raises on damaged files, found by flipping their bytes; code in a file is an UnpicklingError.
+DAMAGED = (
+    RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError, MemoryError,
+    OverflowError, struct.error,
+)  # fmt: skip
 
 
 def convert_checkpoint(
     checkpoint: str | Path, output_dir: str | Path, tokenizer: str | Path = "bert-base-uncased"
 ) -> None:
-    """Saves model and processor of the write-up's checkpoint with `save_pretrained`.
+    """Save model and processor of the write-up's checkpoint with `save_pretrained`.
 
     Args:
         checkpoint: What `torch.save(model.state_dict(), ...)` wrote, with or without DataParallel's `module.` prefix.
@@ -38,43 +45,45 @@ def convert_checkpoint(
         ValueError: If the checkpoint is anything but a state dict of this network, or the vocabulary does not fit it.
     """
     if Path(output_dir).exists() and not Path(output_dir).is_dir():
-        raise NotADirectoryError(f"cannot save to {output_dir}: it is a file, and a folder is needed")
+        raise NotADirectoryError(f"cannot save to {output_dir}: it is a file, not a folder")
     state = read_state_dict(checkpoint)
     try:
         sizes = sizes_of(state)
         bert = load_tokenizer(tokenizer)
         if len(bert) != sizes["vocab_size"]:
             raise ValueError(
-                f"its embedding has {sizes['vocab_size']} word pieces and the tokenizer {tokenizer} has {len(bert)}: "
+                f"its embedding has {sizes['vocab_size']} tokens and the tokenizer {tokenizer} has {len(bert)}: "
                 "name the vocabulary it was trained with"
             )
         model = build_model(state, sizes, bert)
     except ValueError as error:
         raise ValueError(f"cannot convert {checkpoint}: {error}") from error
-    # The write-up squashes photos to 224x224 and scales them to 0..1, and leaves it at that.
+    # The write-up resizes images to 224x224 and scales them to 0..1, but does not normalize them.
     processor = ShowAttendProcessor(ShowAttendImageProcessor(do_normalize=False), bert)
     model.save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
 
 
 def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
-    """Reads a state dict without running code from the file; DataParallel's `module.` prefix is taken off.
+    """Read a state dict without running code from the file; DataParallel's `module.` prefix is removed.
 
     Raises:
-        OSError: If the file cannot be opened.
+        OSError: If the file cannot be read.
         ValueError: If it is damaged, or is not a plain dict of tensors.
     """
     expected = "expected what torch.save(model.state_dict(), path) writes"
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        content = Path(path).read_bytes()
+    except OSError as error:
         raise OSError(f"cannot read the checkpoint {path}: {error.strerror}") from error
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's own message advises to run the code
         raise ValueError(
             f"{path} is no plain state dict but a whole pickled model or another file that may hold code, "
             f"and code from a file is never run: {expected}"
         ) from error
-    except Exception as error:  # RuntimeError, EOFError, KeyError, OSError: whatever torch stumbles over
+    except DAMAGED as error:
         raise ValueError(f"{path} is truncated, damaged or not a file of torch.save: {expected}") from error
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} holds a {type(state).__name__} and no state dict: {expected}")
@@ -89,20 +98,20 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def sizes_of(state: Mapping[str, torch.Tensor]) -> dict[str, str | int]:
-    """The sizes of the network that a state dict belongs to, under their names in [`ShowAttendConfig`].
+    """Read the network's sizes off a state dict, named as in [`ShowAttendConfig`].
 
     Raises:
-        ValueError: If a tensor that tells a size is absent or not a matrix.
+        ValueError: If a tensor that shows a size is missing or not a matrix.
     """
-    told_by = {
+    shown_by = {
         "vocab_size": ("decoder.embedding.weight", 0),
         "embed_size": ("decoder.embedding.weight", 1),
         "attention_dim": ("decoder.attention.W.weight", 0),
         "decoder_dim": ("decoder.attention.W.weight", 1),
     }
-    if absent := sorted({key for key, _ in told_by.values() if key not in state or state[key].ndim != 2}):
-        raise ValueError(f"it has no matrix {' and no '.join(absent)}, and so is no state dict of the whole network")
-    sizes: dict[str, str | int] = {name: state[key].shape[axis] for name, (key, axis) in told_by.items()}
+    if missing := sorted({key for key, _ in shown_by.values() if key not in state or state[key].ndim != 2}):
+        raise ValueError(f"it has no matrix {' and no '.join(missing)}, and so is no state dict of the whole network")
+    sizes: dict[str, str | int] = {name: state[key].shape[axis] for name, (key, axis) in shown_by.items()}
 
     def differing_keys(encoder_name: str) -> int:
         with torch.device("meta"):  # names without numbers
@@ -118,7 +127,7 @@ def sizes_of(state: Mapping[str, torch.Tensor]) -> dict[str, str | int]:
 def build_model(
     state: Mapping[str, torch.Tensor], sizes: Mapping[str, str | int], tokenizer: BertTokenizer
 ) -> ShowAttendForConditionalGeneration:
-    """The captioner with these weights and sizes, which generates as the write-up's inference code does.
+    """Build the captioner with these weights and sizes; it generates as the write-up's inference code does.
 
     Raises:
         ValueError: If a tensor is missing, of the wrong size, or left over.
@@ -143,7 +152,7 @@ def build_model(
             )
     model.load_state_dict(state)
     model.generation_config = GenerationConfig.from_model_config(config)
-    model.generation_config.update(max_length=1 + GENERATED_PIECES, num_beams=1, do_sample=False)
+    model.generation_config.update(max_length=1 + MAX_NEW_TOKENS, num_beams=1, do_sample=False)
     return model.eval()
 
 

@@ -1,4 +1,4 @@
-"""Model cards: measured figures in a card's metadata and its table, and a plain card for a checkpoint without one."""
+"""Model cards: measured scores in a card's metadata and table, and a plain card for a checkpoint without one."""
 
 import json
 import re
@@ -21,7 +21,7 @@ METRIC_NAMES = {
     "cider": "CIDEr",
     "spice": "SPICE",
 }
-# A text's table stands between these two lines, which no reader sees.
+# The table stands between these two lines, which Markdown does not show.
 BEGIN, END = "<!-- figures: written from measured results, not by hand -->", "<!-- end of figures -->"
 
 TEMPLATE = """\
@@ -31,7 +31,7 @@ TEMPLATE = """\
 
 # {{ model_name }}
 
-Captions photos, each in a sentence, as in Show, Attend and Tell
+Captions images, each with one sentence, as in Show, Attend and Tell
 ([Xu et al., 2015](https://arxiv.org/abs/1502.03044)).
 
 ```python
@@ -43,9 +43,9 @@ captioner("photo.jpg", num_beams=3)  # [{"generated_text": "..."}]
 
 ## Network
 
-A {{ config.encoder_name }} turns the photo into a grid of features ({{ config.encoder_dim }} channels), additive
-attention ({{ config.attention_dim }} units) looks at the grid before every word, and an LSTM ({{ config.decoder_dim }}
-units) over embeddings ({{ config.embed_size }}) of {{ config.vocab_size }} word pieces tells the caption.
+A {{ config.encoder_name }} turns the image into a grid of features ({{ config.encoder_dim }} channels), additive
+attention ({{ config.attention_dim }} units) weighs the grid before every token, and an LSTM ({{ config.decoder_dim }}
+units) over embeddings ({{ config.embed_size }}) of {{ config.vocab_size }} tokens generates the caption.
 
 ## Evaluation
 
@@ -57,13 +57,13 @@ Nothing has been measured yet.
 
 ## Training, licence, limits
 
-Its authors have not said yet what it was trained on, what its weights may be used for and where it fails.
+The authors have not said yet what it was trained on, what its weights may be used for and where it fails.
 """
 
 
 def eval_results(figures: dict[str, Any]) -> list[EvalResult]:
-    """The metrics of what [`evaluate_checkpoint`] returned, to one decimal, as a card's metadata hold them."""
-    search = _search(figures["generation"])
+    """The metrics that [`evaluate_checkpoint`] returned, to one decimal, as entries of a card's metadata."""
+    decoding = _decoding(figures["generation"])
     return [
         EvalResult(
             task_type="image-to-text",
@@ -71,7 +71,7 @@ def eval_results(figures: dict[str, Any]) -> list[EvalResult]:
             dataset_name=figures["dataset"],
             dataset_split=figures["split"],
             metric_type=name.split("_")[0],
-            metric_name=f"{METRIC_NAMES[name]} ({search})",
+            metric_name=f"{METRIC_NAMES[name]} ({decoding})",
             metric_value=round(value, 1),
         )
         for name, value in figures["metrics"].items()
@@ -79,7 +79,7 @@ def eval_results(figures: dict[str, Any]) -> list[EvalResult]:
 
 
 def stored_results(folder: str | Path) -> list[EvalResult]:
-    """Those of all `*.json` in a folder, each a `figures.json` of an evaluation: by split, fewest beams first.
+    """The results in all `*.json` of a folder, each an evaluation's `figures.json`: by split, fewest beams first.
 
     Raises:
         FileNotFoundError: If there are none.
@@ -92,18 +92,18 @@ def stored_results(folder: str | Path) -> list[EvalResult]:
 
 
 def with_evaluation(text: str, results: Sequence[EvalResult]) -> str:
-    """The text of a card with these results and no others: in its metadata, and in the table between the two markers.
+    """Replace the results in a card's metadata and in the table between the two markers.
 
-    Either may be absent: a README of code has no metadata.
+    Either may be missing: a README of code has no metadata.
 
     Raises:
-        ValueError: If the metadata are no valid YAML or their `model-index` is broken.
+        ValueError: If the metadata is invalid YAML or has an invalid `model-index`.
     """
     if text.startswith("---"):
         card = ModelCard(text)
         data: Any = card.data
         heading = re.search(r"^# (.+)", card.text, re.MULTILINE)
-        data.model_name = data.model_name or (heading[1] if heading else "captioner")  # a model-index has a name
+        data.model_name = data.model_name or (heading[1] if heading else "captioner")  # a model-index needs one
         data.eval_results = list(results)
         text = str(card)
     marked = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
@@ -111,11 +111,11 @@ def with_evaluation(text: str, results: Sequence[EvalResult]) -> str:
 
 
 def results_table(results: Sequence[EvalResult]) -> str:
-    """A Markdown table with a row for each split and search, and a column for each metric."""
+    """A Markdown table with a row for each split and decoding, and a column for each metric."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for result in results:
-        metric, _, search = str(result.metric_name).partition(" (")
-        row = rows.setdefault((f"{result.dataset_name} {result.dataset_split}", search.removesuffix(")")), {})
+        metric, _, decoding = str(result.metric_name).partition(" (")
+        row = rows.setdefault((f"{result.dataset_name} {result.dataset_split}", decoding.removesuffix(")")), {})
         row[metric] = result.metric_value
     metrics = [name for name in METRIC_NAMES.values() if any(name in row for row in rows.values())]
     lines = ["| " + " | ".join(["split", "search", *metrics]) + " |", "|---|---|" + "---:|" * len(metrics)]
@@ -127,15 +127,15 @@ def results_table(results: Sequence[EvalResult]) -> str:
 
 
 def add_evaluation(path: str | Path, figures: dict[str, Any]) -> None:
-    """Write what [`evaluate_checkpoint`] returned into a card; those of the same split and search are replaced.
+    """Write what [`evaluate_checkpoint`] returned into a card, in place of results of the same split and decoding.
 
     Args:
         path: The card; made if absent.
-        figures: The metrics, the data and the generation settings.
+        figures: What [`evaluate_checkpoint`] returned.
 
     Raises:
-        ValueError: If the card's metadata are broken.
-        OSError: If it cannot be read or written.
+        ValueError: If the card's metadata is invalid.
+        OSError: If the card cannot be read or written.
     """
     path = Path(path)
     if not path.exists():
@@ -154,7 +154,7 @@ def add_evaluation(path: str | Path, figures: dict[str, Any]) -> None:
 
 
 def new_card(config: PreTrainedConfig, model: str) -> str:
-    """A card that says what the config says and claims nothing else.
+    """Make a card that states what the config states, and nothing else.
 
     Args:
         config: The captioner's.
@@ -171,7 +171,7 @@ def new_card(config: PreTrainedConfig, model: str) -> str:
 
 
 def published_card(path: str | Path) -> dict[str, bytes]:
-    """A card as the folder of a checkpoint holds it: `README.md`, and what it links to at the same relative paths.
+    """A card's files in a checkpoint's folder: `README.md`, and what it links to at the same relative paths.
 
     Raises:
         OSError: If the card, or a file that it links to, cannot be read.
@@ -182,17 +182,17 @@ def published_card(path: str | Path) -> dict[str, bytes]:
 
 
 def local_links(text: str) -> list[str]:
-    """The targets of a card's links and pictures that are relative, and so must travel with it."""
+    """The relative targets of a card's links and images, which must be uploaded with it."""
     text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     links = re.findall(r"\]\(([^)\s]+)|\b(?:src|href)=\"([^\"]+)\"", text)
     targets = dict.fromkeys((first or second).partition("#")[0] for first, second in links)
     return [target for target in targets if target and not re.match(r"\w+:", target)]
 
 
-def _search(generation: dict[str, Any]) -> str:
+def _decoding(generation: dict[str, Any]) -> str:
     settings = dict(generation)
     beams = settings.pop("num_beams", 1)
     if beams == 1:
-        settings.pop("length_penalty", None)  # weighs beams against each other
-    search = "greedy search" if beams == 1 else f"beam search, {beams} beams"
-    return ", ".join([search, *(f"{name} {value}" for name, value in settings.items())])
+        settings.pop("length_penalty", None)  # ranks beams only
+    method = "greedy search" if beams == 1 else f"beam search, {beams} beams"
+    return ", ".join([method, *(f"{name} {value}" for name, value in settings.items())])

@@ -1,4 +1,4 @@
-"""A trained captioner made ready to be shared: half the size, the same captions as near as float16 allows."""
+"""Prepares a trained captioner for sharing: weights in float16, half the size."""
 
 from pathlib import Path
 from typing import Any
@@ -19,42 +19,42 @@ def pack_checkpoint(checkpoint: str | Path, output_dir: str | Path, **generation
     Args:
         checkpoint: The captioner's folder or Hub id.
         output_dir: Where to write; what lies there is replaced.
-        generation: Settings that `generate` is to use by default, such as `num_beams`.
+        generation: Defaults of `generate`, such as `num_beams`.
 
     Returns:
         The size of the folder in bytes.
 
     Raises:
-        OSError: If the checkpoint cannot be read or the folder not be written, or would be too large for GitHub.
-        ValueError: If a generation setting is unknown, or a weight is beyond float16's range.
+        OSError: If the checkpoint cannot be read, or the folder cannot be written or exceeds `MAX_BYTES`.
+        ValueError: If a generation setting is unknown, or a weight is outside float16's range.
     """
     output_dir = Path(output_dir)
     model, processor = load_captioner(checkpoint)
     unknown = model.generation_config.update(**generation)
     if unknown:
-        raise ValueError(f"generate knows no setting {', '.join(unknown)}.")
-    model.config.finetune_last_stages = 0  # a matter of the training that is over
+        raise ValueError(f"generate has no setting {', '.join(unknown)}.")
+    model.config.finetune_last_stages = 0  # only training uses it
     shrink_stem(model.encoder)
     model.half()
     if lost := [name for name, weights in model.state_dict().items() if not weights.isfinite().all()]:
-        raise ValueError(f"{checkpoint} has weights beyond float16's range in {', '.join(lost[:3])}.")
+        raise ValueError(f"{checkpoint} has weights outside float16's range in {', '.join(lost[:3])}.")
     with replacing(output_dir) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-        model.config.dtype = torch.float32  # float16 is for the disk: a CPU computes better in float32
+        model.config.dtype = torch.float32  # float16 is for storage: CPUs are faster in float32
         model.config.save_pretrained(folder)
         size = sum(file.stat().st_size for file in folder.iterdir())
         if size > MAX_BYTES:
-            raise ValueError(f"{size / 1e6:.0f} MB, more than {MAX_BYTES / 1e6:.0f}")
+            raise OSError(f"{size / 1e6:.0f} MB, more than {MAX_BYTES / 1e6:.0f}")
     return size
 
 
 @torch.no_grad()
 def shrink_stem(encoder: ShowAttendEncoder) -> None:
-    """Bring the first convolution's outputs to a variance of about 1; the BatchNorm after it makes the same of them.
+    """Scale the first convolution's outputs to a variance of about 1, and its BatchNorm's statistics along with them.
 
-    Weights that were made for pixels from 0 to 255 have variances there that float16 cannot hold. Powers of two shift
-    exponents alone, so nothing is rounded.
+    The encoder computes the same. Weights trained on pixels from 0 to 255 have variances that overflow float16; scaling
+    by powers of two changes exponents only, so nothing is rounded.
     """
     convolution, norm = encoder.resnet[0], encoder.resnet[1]
     assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)

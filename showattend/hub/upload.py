@@ -1,8 +1,9 @@
-"""A captioner on the Hub: all that it takes to load and use it, uploaded in one commit."""
+"""Uploads a captioner to the Hub in one commit: everything that loading and using it takes."""
 
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub.errors import HTTPError  # httpx's or httpx2's, whichever this version of huggingface_hub uses
 from huggingface_hub.utils import HfHubHTTPError, validate_repo_id
 
 import modeling_showattend
@@ -10,8 +11,8 @@ from showattend.checkpoints import load_captioner
 
 from .model_card import local_links, new_card
 
-# What `save_pretrained` of model and processor writes, but for the code: it is this package's that travels, with which
-# the checkpoint has been tried, and not what may lie in the folder.
+# What `save_pretrained` of model and processor writes, without the code: uploaded is the installed package's, which has
+# just loaded the checkpoint, and not what lies in the folder.
 SAVED = (
     "config.json",
     "generation_config.json",
@@ -22,24 +23,24 @@ SAVED = (
 )
 CODE = sorted(Path(modeling_showattend.__file__).parent.glob("*_showattend.py"))
 PICKLES = {".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"}
-PICTURES = {".gif", ".jpeg", ".jpg", ".png", ".webp"}
+IMAGES = {".gif", ".jpeg", ".jpg", ".png", ".webp"}
 
 
 def files_to_share(checkpoint: str | Path, repo_id: str) -> dict[str, Path | bytes]:
-    """All that makes a repository of a captioner complete, once the captioner has been loaded as a trial.
+    """Collect the files of a complete repository, after loading the captioner as a check.
 
     Args:
-        checkpoint: The captioner's folder. Its `README.md`, with the pictures it shows, becomes the model card; where
-            there is none, a card is made that says what the config says.
+        checkpoint: The captioner's folder. Its `README.md`, with the images it shows, becomes the model card; without
+            one, [`new_card`] makes a card from the config.
         repo_id: The repository's name, for that card.
 
     Returns:
-        Path in the repository -> file, or what is to stand in it.
+        Path in the repository -> a file or its content.
 
     Raises:
-        OSError: If there is no such folder, or no captioner in it that can be loaded.
+        OSError: If there is no such folder, or it holds no captioner that can be loaded.
         ValueError: If the repository's name is invalid, the folder is incomplete or holds a pickle, or its card links
-            to what cannot travel.
+            to a file that is not uploaded.
     """
     validate_repo_id(repo_id)
     folder = Path(checkpoint)
@@ -58,14 +59,14 @@ def files_to_share(checkpoint: str | Path, repo_id: str) -> dict[str, Path | byt
     if not card.is_file():
         return files | {card.name: new_card(model.config, repo_id).encode()}
     for link in local_links(card.read_text()):
-        picture = folder / link
+        image = folder / link
         outside = Path(link).is_absolute() or ".." in Path(link).parts
-        if outside or picture.suffix not in PICTURES or not picture.is_file():
+        if outside or image.suffix not in IMAGES or not image.is_file():
             raise ValueError(
-                f"{card} links to {link}, which is no picture in {folder} and so would be missing on the Hub: use the "
-                "full address, or leave it out."
+                f"{card} links to {link}, which is no image in {folder} and would be missing on the Hub: use the full "
+                "address, or leave it out."
             )
-        files[link] = picture
+        files[link] = image
     return files | {card.name: card}
 
 
@@ -76,20 +77,20 @@ def share(
     revision: str | None = None,
     commit_message: str = "Upload captioner",
 ) -> str:
-    """Upload to the Hub, as one commit: the repository changes in the end, or not at all.
+    """Upload to the Hub in one commit: the repository changes completely or not at all.
 
     Args:
         files: What [`files_to_share`] gives.
         repo_id: `user/name`, or a name in the user's own account; made if absent.
-        private: Whether a new repository is to be hidden from others.
+        private: Whether a new repository is private.
         revision: The branch; made if absent.
         commit_message: Its first line.
 
     Returns:
-        The address of the commit.
+        The commit's URL.
 
     Raises:
-        ValueError: If the repository exists and is public, but was to be private.
+        ValueError: If `private` is true and the repository exists and is public.
         OSError: If there is no token, or the Hub refuses or cannot be reached.
     """
     if get_token() is None:
@@ -102,11 +103,9 @@ def share(
         return _upload(api, files, repo_id, private, revision, commit_message)
     except HfHubHTTPError as error:
         if error.response.status_code == 401:
-            raise OSError(f"{failure} the Hub does not know your token; log in anew with `hf auth login`.") from error
+            raise OSError(f"{failure} the Hub does not know your token; log in again with `hf auth login`.") from error
         raise OSError(f"{failure} {' '.join(str(error).split())}") from error
-    except ValueError:
-        raise
-    except Exception as error:  # of a dozen types, from the library that carries the bytes
+    except (HTTPError, OSError, RuntimeError) as error:  # RuntimeError: huggingface_hub's and hf_xet's uploads
         reasons = dict.fromkeys(str(reason) for reason in (error, error.__cause__) if reason is not None)
         raise OSError(f"{failure} the connection to {api.endpoint} failed ({' '.join(reasons)}); try again.") from error
 
@@ -116,13 +115,13 @@ def _upload(
 ) -> str:
     repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
     if private and not api.model_info(repo_id).private:
-        raise ValueError(f"{repo_id} exists and is public: leave --private out, or make it private on the Hub first.")
+        raise ValueError(f"{repo_id} exists and is public: do without private, or make it private on the Hub first.")
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    # A card that was made here must not take the place of one that somebody wrote there.
+    # A generated card must not replace one that somebody wrote on the Hub.
     if isinstance(files["README.md"], bytes) and api.file_exists(repo_id, "README.md", revision=revision):
         files = {path: file for path, file in files.items() if path != "README.md"}
-    # Not upload_folder, which may commit what has arrived and then the rest.
+    # Not upload_folder, which may split the files over several commits.
     commit = api.create_commit(
         repo_id,
         [CommitOperationAdd(path, file) for path, file in files.items()],

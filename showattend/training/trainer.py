@@ -21,7 +21,7 @@ from modeling_showattend.modeling_showattend import ShowAttendForConditionalGene
 from showattend.data.batches import Batch, Epoch, StepDataset, make_items, random_crop
 from showattend.data.captions import load_captions
 from showattend.data.features import FeatureCache
-from showattend.evaluation.evaluate import caption_photos, validation_loss
+from showattend.evaluation.evaluate import caption_images, validation_loss
 from showattend.folders import recover, replacing
 
 from .averaging import moving_average
@@ -264,7 +264,7 @@ class Trainer:
         figures: dict[str, Any] = {"train_loss": progress.loss / progress.step}
         batch_size = max(settings.batch_size // settings.captions_per_image, 1)
         figures |= validation_loss(self.judged, self.validation_items, self.features, accelerator, batch_size)
-        captions = caption_photos(
+        captions = caption_images(
             self.judged,
             self.processor,
             self.validation_set["image_id"],

@@ -39,7 +39,7 @@ def test_captions_and_figures(checkpoint: Path, photos: Path, tmp_path: Path) ->
     figures = evaluate_checkpoint(str(checkpoint), str(photos), out, num_beams=2, max_length=9)
     results = json.loads((out / "captions.json").read_text())
     captions = {result["image_id"]: result["caption"] for result in results}
-    assert len(captions) == len(results) == figures["photos"] == 2  # an eighth of sixteen
+    assert len(captions) == len(results) == figures["images"] == 2  # an eighth of sixteen
     model, processor = load_captioner(checkpoint)
     for name, caption in captions.items():
         inputs = processor(images=photos / "Images" / name, return_tensors="pt")
@@ -70,7 +70,7 @@ def test_two_processes_measure_what_one_does(checkpoint: Path, photos: Path, tmp
         assert done.stdout.count("cider") == 1
         written.append([(out / name).read_text() for name in ("captions.json", "figures.json")])
     assert written[0] == written[1]
-    assert json.loads(written[0][1])["photos"] == 3
+    assert json.loads(written[0][1])["images"] == 3
 
 
 def test_errors_of_the_evaluation(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
@@ -82,5 +82,5 @@ def test_errors_of_the_evaluation(checkpoint: Path, photos: Path, tmp_path: Path
     with pytest.raises(OSError, match=r"holds no captioner that can be loaded"):
         evaluate_checkpoint(str(photos), str(photos), tmp_path / "out")
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"--output-dir .*cannot be written"):
+    with pytest.raises(OSError, match=r"output_dir .*cannot be written"):
         evaluate_checkpoint(str(checkpoint), str(photos), tmp_path / "file")

@@ -1,5 +1,6 @@
 """A checkpoint of the write-up's network, re-implemented here from its equations, must caption as before."""
 
+import io
 import os
 import runpy
 import sys
@@ -7,6 +8,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -256,6 +258,25 @@ def test_a_truncated_file_is_refused(new_format: bool, kept: int, tmp_path: Path
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("new_format", [True, False])
+def test_no_damage_is_a_traceback(new_format: bool, tmp_path: Path) -> None:
+    """Damaged bytes make torch.load raise some ten types; each is the one error."""
+    path, file, random = tmp_path / "model.pth", io.BytesIO(), np.random.default_rng(0)
+    torch.save(nn.Linear(9, 9).state_dict(), file, _use_new_zipfile_serialization=new_format)
+    errors = 0
+    for _ in range(300):
+        content = np.frombuffer(file.getvalue(), np.uint8).copy()
+        content[random.integers(len(content), size=3)] = random.integers(256, size=3)
+        path.write_bytes(content.tobytes())
+        try:
+            read_state_dict(path)
+        except ValueError as error:
+            assert "model.pth" in str(error) and "\n" not in str(error)
+            errors += 1
+    assert errors > 30
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"cannot read the checkpoint .*nowhere\.pth: No such file"):
         read_state_dict(tmp_path / "nowhere.pth")
@@ -281,7 +302,7 @@ def without(state: StateDict, prefix: str) -> StateDict:
         ),
         (
             lambda state: state | {"decoder.embedding.weight": torch.zeros(46, 24)},
-            r"its embedding has 46 word pieces and the tokenizer .*vocab\.txt has 45",
+            r"its embedding has 46 tokens and the tokenizer .*vocab\.txt has 45",
         ),
     ],
 )

@@ -73,12 +73,12 @@ def test_statistics_beyond_float16(
 
     model.decoder.fcn.weight.data[0, 0] = 1e6
     model.save_pretrained(tmp_path / "best")
-    with pytest.raises(ValueError, match=r"weights beyond float16's range in decoder\.fcn\.weight"):
+    with pytest.raises(ValueError, match=r"weights outside float16's range in decoder\.fcn\.weight"):
         packing.pack_checkpoint(tmp_path / "best", tmp_path / "packed")
 
 
 def test_mistakes(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="generate knows no setting number_of_beams"):
+    with pytest.raises(ValueError, match="generate has no setting number_of_beams"):
         packing.pack_checkpoint(trained, tmp_path / "packed", number_of_beams=3)
     with pytest.raises(OSError, match="no checkpoint folder"):
         packing.pack_checkpoint(tmp_path / "nowhere", tmp_path / "packed")

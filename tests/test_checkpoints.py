@@ -1,0 +1,78 @@
+"""Loading a captioner: every damage to its folder is one OSError that says what is wrong."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
+from showattend.checkpoints import load_captioner
+
+
+@pytest.fixture
+def checkpoint(
+    tmp_path: Path, make_model: Callable[..., ShowAttendForConditionalGeneration], processor: ShowAttendProcessor
+) -> Path:
+    make_model().save_pretrained(tmp_path / "captioner")
+    processor.save_pretrained(tmp_path / "captioner")
+    return tmp_path / "captioner"
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+# One damage for each type that from_pretrained raises.
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "OSError": (lambda folder: (folder / "config.json").write_bytes(b"{"), "not a valid JSON file"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
+    "SafetensorError": (
+        lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1"),
+        "header too large",
+    ),
+    "JSONDecodeError": (lambda folder: (folder / "tokenizer.json").write_text("<html>"), "Expecting value"),
+    "UnicodeDecodeError": (lambda folder: (folder / "tokenizer.json").write_bytes(b"\xff\xfe"), "can't decode byte"),
+    "Exception": (lambda folder: edit(folder / "tokenizer.json", version=3), "invalid type: integer"),
+    "KeyError": (lambda folder: (folder / "tokenizer.json").write_text("{}"), "added_tokens"),
+    "TypeError": (lambda folder: (folder / "config.json").write_text("[]"), "must be a mapping, not list"),
+    "AttributeError": (lambda folder: (folder / "processor_config.json").write_text("[]"), "has no attribute"),
+    "IndexError": (lambda folder: edit(folder / "config.json", dtype=[]), "list index out of range"),
+    "ValueError": (lambda folder: edit(folder / "config.json", dropout=-3), "dropout=-3 must be"),
+    "mismatched weights": (
+        lambda folder: edit(folder / "config.json", attention_dim=9),
+        r"weights are not those of its config, which differ in decoder\.attention",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_folder_is_one_error(damage: str, checkpoint: Path) -> None:
+    damaging, message = DAMAGES[damage]
+    damaging(checkpoint)
+    with pytest.raises(OSError, match=rf"captioner holds no captioner that can be loaded: .*{message}") as error:
+        load_captioner(checkpoint)
+    assert "\n" not in str(error.value)
+
+
+def test_faults_of_code_pass_through(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("a fault of the library")
+
+    monkeypatch.setattr(ShowAttendForConditionalGeneration, "from_pretrained", fail)
+    with pytest.raises(AssertionError, match="a fault of the library"):
+        load_captioner(checkpoint)
+
+
+def test_nobody_is_asked_to_trust_the_folder(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    questions: list[object] = []
+
+    def answer(question: object = None) -> str:
+        questions.append(question)
+        return "n"
+
+    monkeypatch.setattr("builtins.input", answer)
+    edit(checkpoint / "config.json", model_type="unknown")
+    load_captioner(checkpoint)
+    assert not questions
