@@ -31,7 +31,8 @@ import torch
 from modeling_showattend import ShowAttendConfig, ShowAttendForConditionalGeneration
 from modeling_showattend.image_processing_showattend import load_image
 from showattend import DEFAULT_CHECKPOINT
-from showattend.captioning.generate import caption_stream
+from showattend.captioning.generate import TorchCaptioner
+from showattend.captioning.stream import caption_stream
 from showattend.checkpoints import load_captioner
 from showattend.data.batches import POOL
 from showattend.export.onnx_captioner import OnnxCaptioner
@@ -173,7 +174,8 @@ def measure_files(checkpoint: str, photos: list[str], num_beams: int) -> float:
     model, processor = load_captioner(checkpoint)
     files = [photos[number % len(photos)] for number in range(256)]
     start = time.perf_counter()
-    captions = list(caption_stream(model, processor, ((file, file) for file in files), num_beams=num_beams))
+    captioner = TorchCaptioner(model, processor, num_beams=num_beams)
+    captions = list(caption_stream(captioner, ((file, file) for file in files)))
     return len(captions) / (time.perf_counter() - start)
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration, generated_attentions
 from modeling_showattend.processing_showattend import ShowAttendProcessor
+from showattend.generation import generation_config
 
 from .maps import CELL, AttendedCaption, words_and_grids
 
@@ -35,7 +36,7 @@ def stream_captions(
         All captions so far, the unfinished one last.
 
     Raises:
-        ValueError: From `generate`, for settings that it refuses.
+        ValueError: From [`generation_config`] and `generate`, for settings that they refuse.
     """
     pixel_values = processor(images=image, return_tensors="pt").to(model.device)["pixel_values"]
     height, width = pixel_values.shape[-2:]
@@ -43,30 +44,34 @@ def stream_captions(
     box = processor.image_processor.attention_box(*image.size)
     with torch.no_grad():
         encoder_outputs = model.encoder(pixel_values=pixel_values)  # once for all steps and captions
-    settings = {
-        "encoder_outputs": encoder_outputs,
-        "return_dict_in_generate": True,
-        "output_attentions": True,
-        "suppress_tokens": [processor.tokenizer.pad_token_id],  # it has no text, and no caption can continue from it
+    config = generation_config(
+        model.generation_config,
+        return_dict_in_generate=True,
+        output_attentions=True,
+        suppress_tokens=[processor.tokenizer.pad_token_id],  # it has no text, and no caption can continue from it
         **generation,
-    }
+    )
 
     def attended(sequence: torch.Tensor, attentions: torch.Tensor) -> AttendedCaption:
         words, grids = words_and_grids(processor, sequence[1:], attentions, *grid)
         return AttendedCaption(" ".join(words), words, grids, box, image.size)
 
-    if (generation.get("num_beams") or model.generation_config.num_beams or 1) > 1:
-        outputs: Any = model.generate(**settings, num_return_sequences=num_captions)
+    if config.num_beams > 1:
+        config.num_return_sequences = num_captions
+        outputs: Any = model.generate(encoder_outputs=encoder_outputs, generation_config=config)
         yield list(map(attended, outputs.sequences, generated_attentions(outputs)))
         return
 
-    max_length = generation.get("max_length") or model.generation_config.max_length
+    max_length = config.max_length
     finished: list[AttendedCaption] = []
     for _ in range(num_captions):
         sequence = torch.tensor([[processor.tokenizer.cls_token_id]], device=model.device)
         while sequence.shape[1] < max_length and sequence[0, -1] != processor.tokenizer.sep_token_id:
             # One more token. Reading the tokens before it again costs little, and returns the attention of all of them.
-            outputs = model.generate(decoder_input_ids=sequence, **{**settings, "max_length": sequence.shape[1] + 1})
+            config.max_length = sequence.shape[1] + 1
+            outputs = model.generate(
+                encoder_outputs=encoder_outputs, decoder_input_ids=sequence, generation_config=config
+            )
             sequence = outputs.sequences
             caption = attended(sequence[0], outputs.cross_attentions[0][0][0, 0])
             yield [*finished, caption]

@@ -1,57 +1,62 @@
-"""What a program prints: results on standard output, errors and the progress bar on standard error."""
+"""What a program prints: captions on standard output, messages and a progress bar on standard error."""
 
 import io
+import logging
 import re
 import sys
 import threading
-from collections.abc import Callable
-from typing import TextIO
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+logger = logging.getLogger("showattend")
 
 
-class Console:
-    """Prints around a progress bar, a line at a time, and counts the errors."""
+@contextmanager
+def console() -> Iterator[None]:
+    """Write what the package logs to standard error, one line a message, without tearing the progress bar."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # the bytes of a file name need not be text in any encoding
+        utf8 = sys.stdout.encoding.lower() == "utf-8"
+        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace", line_buffering=True)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine())
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        with logging_redirect_tqdm([logger]):
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
 
-    def __init__(self) -> None:
-        self.errors = 0
-        self._bar = tqdm(disable=True)
-        if isinstance(sys.stdout, io.TextIOWrapper):  # the bytes of a file name may be no text in any encoding
-            sys.stdout.reconfigure(
-                errors="surrogateescape" if sys.stdout.encoding.lower() == "utf-8" else "backslashreplace"
-            )
 
-    def show_bar(self, unit: str, count: Callable[[], int] | None) -> None:
-        """Show a bar if standard error is a terminal; `count` finds out its end meanwhile."""
-        self._bar = tqdm(unit=f" {unit}", disable=None)
-        if count is not None and not self._bar.disable:
-            threading.Thread(target=self._set_total, args=[count], daemon=True).start()
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        return one_line(f"{level}{record.getMessage()}")
 
-    def _set_total(self, count: Callable[[], int]) -> None:
-        self._bar.total = count()
 
-    def move_bar(self, position: int) -> None:
-        self._bar.update(position - self._bar.n)
+def progress_bar(unit: str, count: Callable[[], int] | None) -> tqdm:
+    """A bar if standard error is a terminal; a thread finds its total with `count` meanwhile."""
+    bar = tqdm(unit=f" {unit}", disable=None)
 
-    def print(self, *columns: str) -> None:
-        """Print a line with a tab between columns. Raises BrokenPipeError where nobody reads it."""
-        self._write("\t".join(map(one_line, columns)), sys.stdout)
+    def set_total() -> None:
+        assert count is not None
+        bar.total = count()
 
-    def error(self, message: object) -> None:
-        if isinstance(message, OSError) and message.filename is not None:  # the system's: "[Errno 13] ..."
-            message = f"{message.filename}: {message.strerror}"
-        self.errors += 1
-        self.note(f"error: {message}")
+    if count is not None and not bar.disable:
+        threading.Thread(target=set_total, daemon=True).start()
+    return bar
 
-    def note(self, message: str) -> None:
-        self._write(one_line(message), sys.stderr)
 
-    def _write(self, line: str, stream: TextIO) -> None:
-        with tqdm.external_write_mode(file=stream):
-            print(line, file=stream, flush=True)
-
-    def close(self) -> None:
-        self._bar.close()
+def print_columns(*columns: str) -> None:
+    """Print a line with a tab between columns. Raises BrokenPipeError where nobody reads it."""
+    tqdm.write("\t".join(map(one_line, columns)), file=sys.stdout)
 
 
 def one_line(text: str) -> str:

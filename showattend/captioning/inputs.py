@@ -10,12 +10,12 @@ from typing import BinaryIO
 from PIL import Image
 
 # Data, documents and films, whose endings Pillow registers although it shows none of them by itself.
-NOT_PHOTOS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
+NOT_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 
 
-def photo_suffixes() -> set[str]:
+def image_suffixes() -> set[str]:
     """The endings that Pillow knows photos by, in lower case: `.jpg`, `.png`, ..."""
-    return {suffix for suffix, form in Image.registered_extensions().items() if form not in NOT_PHOTOS}
+    return {suffix for suffix, form in Image.registered_extensions().items() if form not in NOT_IMAGES}
 
 
 def is_url(name: str) -> bool:

@@ -1,12 +1,9 @@
-"""Files of captions, JSON Lines or CSV, that a kill at any moment leaves good enough to go on from.
+"""Files of captions, JSON Lines or CSV, that can be resumed after a kill at any moment.
 
-A row is a caption: `path`, `caption`, `score`. The rows of a photo stand together. Where several processes share the
-photos, each writes a part beside the file, and the parts are merged in the order of the photos.
+A row is a caption: `path`, `caption`, `score`. The rows of an image stand together.
 """
 
 import csv
-import glob
-import heapq
 import io
 import json
 import os
@@ -22,7 +19,7 @@ Row = dict[str, Any]
 
 
 class CaptionFile:
-    """Appends the captions of a photo at a time, and has the system keep them if this process is killed.
+    """Appends the captions of one image at a time; what was appended survives a kill of this process.
 
     Raises:
         OSError: If the file cannot be written.
@@ -38,7 +35,7 @@ class CaptionFile:
             self._file.write(_csv_line(dict(zip(FIELDS, FIELDS, strict=True))))
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Add the rows of a photo."""
+        """Add the rows of an image."""
         encode = _csv_line if self.is_csv else _json_line
         self._file.write("".join(map(encode, rows)))
         self._file.flush()
@@ -76,55 +73,44 @@ def _digest(path: str) -> int:
 
 
 def check_output(path: str | Path, resume: bool) -> None:
-    """Refuse a file that could not be written, or whose captions would be lost.
+    """Refuse a file that cannot be written, or whose captions would be mixed with others.
 
     Raises:
-        ValueError: If its ending is unknown, or there are captions that are not to be gone on from.
-        OSError: If there is no such folder.
+        ValueError: If its suffix is unknown, or it holds captions and `resume` is False.
+        OSError: If its folder does not exist.
     """
     path = Path(path)
     if path.suffix.lower() not in (".jsonl", ".csv"):
-        raise ValueError(f"--output {path} must end in .jsonl or .csv, which says how it is written")
+        raise ValueError(f"`output` {path} must end in .jsonl or .csv, which says how it is written.")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"--output {path}: there is no folder {path.parent}")
+        raise FileNotFoundError(f"`output` {path}: there is no folder {path.parent}.")
     if path.exists() and not path.is_file():
-        raise ValueError(f"--output {path} is there already, and is no file")
-    if not resume and (_parts_of(path) or (path.exists() and path.stat().st_size)):
-        raise ValueError(f"--output {path} holds captions already: go on with --resume, or name another file")
+        raise ValueError(f"`output` {path} exists and is not a file.")
+    if not resume and path.exists() and path.stat().st_size:
+        raise ValueError(f"`output` {path} holds captions already: continue it with `resume`, or name another file.")
 
 
-def recover(path: str | Path, captions_each: int) -> Paths:
-    """Make the file of an interrupted run fit to be appended to.
-
-    Parts that several processes left are merged into it, and what is not whole at its end is cut off.
+def recover(path: str | Path, num_captions: int) -> Paths:
+    """Make the file of an interrupted run ready to be appended to: what is incomplete at its end is cut off.
 
     Args:
-        path: There need be no such file.
-        captions_each: How many captions a photo has.
+        path: The file need not exist.
+        num_captions: How many captions an image has.
 
     Returns:
-        The photos that are in the file.
+        The images whose captions are in the file.
 
     Raises:
         ValueError: If the file holds something else.
         OSError: If it cannot be read or written.
     """
-    done = _cut(path, captions_each)
-    if _parts_of(path):
-        merge_parts(path, captions_each, done)
-        done = _cut(path, captions_each)
-    return done
-
-
-def _cut(path: str | Path, captions_each: int) -> Paths:
     if not Path(path).exists():
         return Paths()
     end = 0
 
     def paths() -> Iterator[str]:
         nonlocal end
-        for rows, whole in _photos(Path(path), captions_each):
-            end = whole
+        for rows, end in _images(Path(path), num_captions):  # noqa: B007 - the last one is used
             if rows:
                 yield rows[0]["path"]
 
@@ -133,54 +119,18 @@ def _cut(path: str | Path, captions_each: int) -> Paths:
     return done
 
 
-def part_of(path: str | Path, process: int) -> Path:
-    """Where one process of several writes; its rows also have the photo's `index` among all photos."""
-    return Path(f"{path}.part-{process}.jsonl")
-
-
-def _parts_of(path: str | Path) -> list[Path]:
-    path = Path(path)
-    return sorted(path.parent.glob(f"{glob.escape(path.name)}.part-*.jsonl"))
-
-
-def merge_parts(path: str | Path, captions_each: int, done: Paths, expected: int | None = None) -> None:
-    """Append the parts to the file in the order of the photos, and delete them.
-
-    Args:
-        done: The photos that the file has already, of a merge that was interrupted, for example.
-        expected: How many parts there must be.
-
-    Raises:
-        OSError: If there are fewer, or the file cannot be written; the parts stay.
-    """
-    parts = _parts_of(path)
-    if expected is not None and len(parts) < expected:
-        raise OSError(
-            f"only {len(parts)} of {expected} parts are here: copy those of the other machines beside it, "
-            "and go on with --resume"
-        )
-    merged = CaptionFile(path)
-    photos = [(rows for rows, _ in _photos(part, captions_each)) for part in parts]
-    for rows in heapq.merge(*photos, key=lambda rows: rows[0]["index"]):
-        if rows[0]["path"] not in done:
-            merged.append({field: row[field] for field in FIELDS} for row in rows)
-    merged.close()
-    for part in parts:
-        part.unlink()
-
-
-def _photos(path: Path, captions_each: int) -> Iterator[tuple[list[Row], int]]:
-    """The rows of each photo that has all of them, and where in the file they end; [] for a header."""
+def _images(path: Path, num_captions: int) -> Iterator[tuple[list[Row], int]]:
+    """The rows of each image that has all of them, and where in the file they end; [] for a header."""
     rows: list[Row] = []
     for number, (row, end) in enumerate(_rows(path), start=1):
         if row is not None:
             rows.append(row)
             if row["path"] != rows[0]["path"]:
                 raise ValueError(
-                    f"{path}, row {number}: not every photo has {captions_each} captions; "
-                    "go on with the --num-captions that the file was begun with"
+                    f"{path}, row {number}: not every image has {num_captions} captions; "
+                    "resume with the number that the file was begun with."
                 )
-        if row is None or len(rows) == captions_each:
+        if row is None or len(rows) == num_captions:
             yield rows, end
             rows = []
 
@@ -200,7 +150,7 @@ def _rows(path: Path) -> Iterator[tuple[Row | None, int]]:
                 row = _parse_csv(record, first=end == 0) if is_csv else _parse_json(record)
             except ValueError as error:
                 raise ValueError(
-                    f"{path}, line {number}: no row of path, caption and score; name another file"
+                    f"{path}, line {number}: not a row of path, caption and score; name another file."
                 ) from error
             end += len(record)
             record = b""

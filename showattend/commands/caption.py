@@ -3,9 +3,17 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
+from typing import TYPE_CHECKING
 
-from showattend.command_line import CommandParser, add_search, number, whole_number
+from showattend.command_line import CommandParser, add_search, given, number, whole_number
+
+if TYPE_CHECKING:
+    from showattend.captioning.command import Failures
+    from showattend.captioning.stream import Captioner
 
 INTERRUPTED = 130  # as the shell says of a program that Ctrl-C ended
 
@@ -13,13 +21,11 @@ EPILOG = """\
 A folder stands for all photos in it and below, hidden ones left out; - for names on standard input, one a line or, as
 find -print0 writes them, each ended by a NUL. One photo prints its caption, several print a line with path, tab and
 caption each. Captions and their order are as the checkpoint's generation config says, where no option says otherwise.
-Several GPUs share the photos: accelerate launch -m showattend caption FOLDER --output captions.jsonl.
 The exit code is 1 if a photo failed, 2 if an argument or the checkpoint is wrong, 130 after Ctrl-C.
 """
 
 
-def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = CommandParser("caption", "Caption photos.", epilog=EPILOG)
+def parse_options(parser: CommandParser, arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("names", nargs="+", metavar="PHOTO", help="file, folder, pattern, URL or -")
     parser.add_checkpoint()
 
@@ -58,6 +64,8 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
 
     options = parser.parse_args(arguments)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        parser.error("this is a program of one process: start it without accelerate launch or torchrun")
     if "" in (*options.names, options.checkpoint, options.output):
         parser.error("an argument is empty")
     if "-" in options.names and sys.stdin is None:
@@ -68,19 +76,110 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--alt-text takes one caption a photo, and no --output")
     if options.sample and (options.num_beams or 1) > 1:
         parser.error("--sample draws captions, --num-beams searches for the best ones: choose one of them")
+    if not options.sample and options.num_beams and options.num_beams < options.num_captions:
+        parser.error(
+            f"--num-captions {options.num_captions} needs at least as many --num-beams, not {options.num_beams}"
+        )
     if not options.sample and (options.temperature or options.top_p):
         parser.error("--temperature and --top-p need --sample")
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    parser = CommandParser("caption", "Caption photos.", epilog=EPILOG)
     try:
-        options = parse_options(arguments)
-        from showattend.captioning.command import run  # not before: --help need not wait for torch
+        options = parse_options(parser, arguments)
+        from showattend.captioning.command import Failures  # not before: --help need not wait for it
 
-        code = run(options)
+        failed = Failures()
+        with parser.reporting(2):
+            work = prepare(options, failed)
+        code = run(work, options, failed)
     except KeyboardInterrupt:
         code = INTERRUPTED
     if code > 128:
         os._exit(code)  # a thread may be waiting for a server, or standard output be closed
     return code
+
+
+def prepare(options: argparse.Namespace, failed: "Failures") -> Callable[[], None]:
+    """Load and check everything, and return what remains to be done.
+
+    Raises:
+        OSError, ValueError: If an argument or the checkpoint is wrong.
+    """
+    from showattend.captioning import command
+    from showattend.captioning.alt_text import has_sidecar
+    from showattend.captioning.outputs import CaptionFile, check_output, recover
+    from showattend.captioning.stream import caption_stream
+
+    if options.output:
+        check_output(options.output, options.resume)
+    names = options.names
+    stream = partial(caption_stream, load(options), batch_size=options.batch_size)
+    if options.alt_text == "html":
+        return partial(command.caption_pages, names, stream, failed)
+    if options.alt_text == "sidecar":
+        return partial(command.caption_images, names, stream, command.write_beside(names, failed), failed, has_sidecar)
+    if not options.output:
+        return partial(command.caption_images, names, stream, command.print_captions(names), failed)
+    done = recover(options.output, options.num_captions)
+    file = CaptionFile(options.output)
+
+    def append_to_file() -> None:
+        with closing(file):
+            command.caption_images(names, stream, command.append_to(file), failed, done.__contains__)
+
+    return append_to_file
+
+
+def load(options: argparse.Namespace) -> "Captioner":
+    """The captioner, with all settings."""
+    import torch
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    from showattend.captioning.generate import TorchCaptioner, best_device, fastest_dtype
+    from showattend.checkpoints import load_captioner
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()  # of each attempt to reach the Hub
+    device = best_device()
+    dtype = fastest_dtype(device) if options.dtype == "auto" else getattr(torch, options.dtype)
+    model, processor = load_captioner(options.checkpoint, dtype)
+    model.to(device)  # type: ignore[arg-type]
+    return TorchCaptioner(
+        model,
+        processor,
+        options.prefix,
+        num_return_sequences=options.num_captions,
+        do_sample=options.sample or None,
+        **given(options, "num_beams", "length_penalty", "max_length", "temperature", "top_p"),
+    )
+
+
+def run(work: Callable[[], None], options: argparse.Namespace, failed: "Failures") -> int:
+    """Do the work.
+
+    Returns:
+        0; 1 if an image failed or the captions could not be written; 141, as of a program that SIGPIPE ends, if nobody
+        reads the captions any more.
+    """
+    from showattend.captioning.console import console, logger
+
+    warnings.filterwarnings("ignore", module="PIL")  # of large photos, which are read, and of odd metadata
+    with console():
+        try:
+            work()
+        except BrokenPipeError:
+            return 141
+        except MemoryError:
+            logger.error(
+                "the memory does not hold %d photos at a time: lower --batch-size or --num-beams", options.batch_size
+            )
+            return 1
+        except OSError as error:
+            logger.error("cannot write %s: %s", options.output or "standard output", error.strerror or error)
+            return 1
+    return int(failed.count > 0)

@@ -18,6 +18,7 @@ from showattend.checkpoints import load_captioner
 from showattend.data.batches import Item, collate
 from showattend.data.captions import load_captions
 from showattend.data.features import FeatureCache
+from showattend.generation import generation_config
 
 
 @torch.inference_mode()
@@ -115,10 +116,9 @@ def evaluate_checkpoint(
     model, processor = load_captioner(checkpoint)
     model.to(accelerator.device)
     # The figures must say how the captions were decoded, so the checkpoint's defaults are spelt out.
-    names = ("num_beams", "length_penalty", "no_repeat_ngram_size")
-    defaults = {name: getattr(model.generation_config, name, None) for name in names}
-    defaults = {name: value for name, value in defaults.items() if value is not None}
-    generation = {"num_beams": 1} | defaults | generation
+    settings = generation_config(model.generation_config, **generation)
+    names = ("num_beams", "length_penalty", "no_repeat_ngram_size", *generation)
+    generation = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
     with accelerator.main_process_first():
         splits = load_captions(dataset)
     if split not in splits:

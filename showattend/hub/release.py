@@ -9,6 +9,7 @@ from torch import nn
 from modeling_showattend.modeling_showattend import ShowAttendEncoder
 from showattend.checkpoints import load_captioner
 from showattend.folders import replacing
+from showattend.generation import generation_config
 
 MAX_BYTES = 99_000_000  # GitHub refuses files of 100 MB
 
@@ -30,9 +31,7 @@ def pack_checkpoint(checkpoint: str | Path, output_dir: str | Path, **generation
     """
     output_dir = Path(output_dir)
     model, processor = load_captioner(checkpoint)
-    unknown = model.generation_config.update(**generation)
-    if unknown:
-        raise ValueError(f"generate has no setting {', '.join(unknown)}.")
+    model.generation_config = generation_config(model.generation_config, **generation)
     model.config.finetune_last_stages = 0  # only training uses it
     shrink_stem(model.encoder)
     model.half()

@@ -82,9 +82,8 @@ def run(
     logging.enable_progress_bar()
 
 
-def command(checkpoint: Path, *arguments: object, launch: bool = False) -> list[str]:
-    two = ["-m", "accelerate.commands.launch", f"--config_file={ROOT}/configs/accelerate_two_cpu_processes.yaml"]
-    return [sys.executable, *(two if launch else []), str(SCRIPT), f"--checkpoint={checkpoint}", *map(str, arguments)]
+def command(checkpoint: Path, *arguments: object) -> list[str]:
+    return [sys.executable, str(SCRIPT), f"--checkpoint={checkpoint}", *map(str, arguments)]
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -263,12 +262,12 @@ def test_standard_input_that_is_closed(run: Run) -> None:
     ("function", "error", "told"),
     [
         (
-            "console.Console.print",
+            "command.print_columns",
             OSError(errno.ENOSPC, "No space left on device"),
             "cannot write standard output: No space left on device",
         ),
         (
-            "generate._generate",
+            "generate.TorchCaptioner._generate",
             RuntimeError("DefaultCPUAllocator: can't allocate memory"),
             "the memory does not hold 5 photos at a time: lower --batch-size or --num-beams",
         ),
@@ -389,24 +388,10 @@ def test_a_pipe_that_is_closed(checkpoint: Path, photos: Path) -> None:
     assert process.stderr.read() == ""
 
 
-def test_two_processes_write_what_one_does(run: Run, checkpoint: Path, photos: Path, tmp_path: Path) -> None:
-    (photos / "b2.jpg").write_bytes(b"")
-    assert run("photos", "--output=one.csv", "--num-captions=2").code == 1
-    # What a run of three processes left is in it, too.
-    part = Path("two.csv.part-2.jsonl")
-    with Path("one.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["path"] == "photos/a.jpg"]
-    part.write_text("".join(json.dumps(row | {"score": float(row["score"]), "index": 0}) + "\n" for row in rows))
-    two = subprocess.run(
-        command(checkpoint, "-", "missing.jpg", "--output=two.csv", "--num-captions=2", "--resume", launch=True),
-        env=environment(),
-        input="photos\n",
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    names = [line for line in two.stderr.splitlines() if line.startswith("error: ")]
-    assert two.returncode == 1
-    assert len(names) == 2, two.stderr
-    assert Path("two.csv").read_bytes() == Path("one.csv").read_bytes()
-    assert sorted(path.name for path in tmp_path.glob("two*")) == ["two.csv"]
+def test_several_processes_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would caption everything, and all write into one file."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = run("photos", "--output=new.csv")
+    assert (done.code, done.lines) == (2, [])
+    assert "a program of one process" in done.errors[-1]
+    assert not Path("new.csv").exists()

@@ -7,7 +7,9 @@ import torch
 from PIL import Image
 
 from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
-from showattend.captioning.generate import Caption, best_device, caption_stream, check_settings, fastest_dtype
+from showattend.captioning.generate import TorchCaptioner, best_device, fastest_dtype
+from showattend.captioning.stream import Caption, caption_stream
+from showattend.generation import generation_config
 
 MakeModel = Callable[..., ShowAttendForConditionalGeneration]
 
@@ -43,7 +45,8 @@ def test_captions_are_those_of_generate(
     make_model: MakeModel, processor: ShowAttendProcessor, photos: list[str], settings: dict[str, Any]
 ) -> None:
     model = make_model()
-    told = captions(caption_stream(model, processor, ((name, name) for name in photos), batch_size=3, **settings))
+    captioner = TorchCaptioner(model, processor, **settings)
+    told = captions(caption_stream(captioner, ((name, name) for name in photos), batch_size=3))
     assert list(told) == photos
     generation = {name: value for name, value in settings.items() if name != "prefix"}
     for number, name in enumerate(photos):
@@ -71,14 +74,14 @@ def test_scores_are_mean_log_probabilities(
         **settings,
     )
     assert ((outputs.sequences == 3).sum(dim=1) > 1).tolist() == [False] * 6 + [True] * 6  # filled up to the longer
-    told = caption_stream(model, processor, zip(two, two, strict=True), prefix="a", **settings)
+    told = caption_stream(TorchCaptioner(model, processor, "a", **settings), zip(two, two, strict=True))
     scores = [caption.score for _, captions in told if isinstance(captions, list) for caption in captions]
     assert scores == pytest.approx(outputs.sequences_scores.tolist(), abs=1e-5)
 
 
 def test_samples_come_best_first(make_model: MakeModel, processor: ShowAttendProcessor, photos: list[str]) -> None:
     settings: dict[str, Any] = dict(do_sample=True, num_return_sequences=6, num_beams=1)
-    [(_, told)] = caption_stream(make_model(), processor, [("", photos[0])], **settings)
+    [(_, told)] = caption_stream(TorchCaptioner(make_model(), processor, **settings), [("", photos[0])])
     assert not isinstance(told, Exception)
     assert len({caption.text for caption in told}) > 1
     assert told == sorted(told, key=lambda caption: -caption.score)
@@ -95,7 +98,7 @@ def test_photos_are_read_as_they_are_needed(
             listed += 1
             yield listed, photos[0]
 
-    stream = caption_stream(make_model(), processor, endless(), batch_size=2)
+    stream = caption_stream(TorchCaptioner(make_model(), processor), endless(), batch_size=2)
     for number in range(1, 12):
         assert next(stream)[0] == number
         assert listed <= number + 6
@@ -104,28 +107,37 @@ def test_photos_are_read_as_they_are_needed(
 def test_photos_of_different_sizes(make_model: MakeModel, processor: ShowAttendProcessor, photos: list[str]) -> None:
     processor.image_processor.size = {"shortest_edge": 64}
     Image.open(photos[1]).resize((64, 128)).save(photos[1])
-    told = captions(caption_stream(make_model(), processor, ((name, name) for name in photos)))
+    captioner = TorchCaptioner(make_model(), processor)
+    told = captions(caption_stream(captioner, ((name, name) for name in photos)))
     assert list(told) == photos
     for name in photos[:2]:
-        assert captions(caption_stream(make_model(), processor, [(name, name)])) == {name: told[name]}
+        assert captions(caption_stream(captioner, [(name, name)])) == {name: told[name]}
 
 
 def test_settings_that_contradict(make_model: MakeModel, processor: ShowAttendProcessor) -> None:
-    config = make_model().generation_config
-    assert check_settings(config, processor, None, num_return_sequences=3)["num_beams"] == 3
-    assert check_settings(config, processor, None, num_return_sequences=3, num_beams=5)["num_beams"] == 5
-    sampled = check_settings(config, processor, None, num_return_sequences=3, do_sample=True)
-    assert sampled["num_beams"] == 1
-    with pytest.raises(ValueError, match=r"--num-captions 3 needs at least as many --num-beams, not 2"):
-        check_settings(config, processor, None, num_return_sequences=3, num_beams=2)
-    with pytest.raises(ValueError, match=r"--length-penalty chooses among beams: add --num-beams"):
-        check_settings(config, processor, None, length_penalty=2.0)
+    model = make_model()
+    config = model.generation_config
+    assert generation_config(config, num_return_sequences=3).num_beams == 3
+    assert generation_config(config, num_return_sequences=3, num_beams=5).num_beams == 5
+    assert generation_config(config, num_return_sequences=3, do_sample=True).num_beams == 1
+    with pytest.raises(ValueError, match=r"3 captions of an image need at least as many `num_beams`, not 2"):
+        generation_config(config, num_return_sequences=3, num_beams=2)
+    with pytest.raises(ValueError, match=r"`length_penalty` chooses among beams: it needs `num_beams`"):
+        generation_config(config, length_penalty=2.0)
+    with pytest.raises(ValueError, match=r"`num_beams` must be at least 1, not 0"):
+        generation_config(config, num_beams=0)
+    with pytest.raises(ValueError, match=r"generate has no setting number_of_beams"):
+        generation_config(config, number_of_beams=2)
     config.num_beams = 3
-    assert check_settings(config, processor, "A Black dog", length_penalty=2.0)["num_beams"] == 3
-    with pytest.raises(ValueError, match=r"--prefix 'a zebra' holds a word that the checkpoint's vocabulary does not"):
-        check_settings(config, processor, "a zebra")
-    with pytest.raises(ValueError, match=r"--prefix has 3 word pieces, which leaves none for a caption of 3"):
-        check_settings(config, processor, "a dog", max_length=3)
+    assert generation_config(config, length_penalty=2.0, num_beams=None).num_beams == 3
+    assert generation_config(config, do_sample=True).num_beams == 1
+    assert config.num_return_sequences is None
+    assert config.length_penalty is None
+    assert TorchCaptioner(model, processor, "A Black dog").generation_config.num_beams == 3
+    with pytest.raises(ValueError, match=r"`prefix` 'a zebra' holds a word that the checkpoint's vocabulary does not"):
+        TorchCaptioner(model, processor, "a zebra")
+    with pytest.raises(ValueError, match=r"`prefix` has 3 tokens with \[CLS\], which leaves none for a caption of 3"):
+        TorchCaptioner(model, processor, "a dog", max_length=3)
 
 
 def test_precision_and_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,10 +147,7 @@ def test_precision_and_device(monkeypatch: pytest.MonkeyPatch) -> None:
         assert fastest_dtype(torch.device("cuda", 0)) == expected
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
-    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-    for rank, index in (("0", 0), ("1", 1), ("2", 0)):
-        monkeypatch.setenv("LOCAL_RANK", rank)
-        assert best_device() == torch.device("cuda", index)
+    assert best_device() == torch.device("cuda")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert best_device() == torch.device("cpu")

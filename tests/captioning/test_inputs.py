@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from showattend.captioning.inputs import is_one_file, list_files, photo_suffixes, read_names
+from showattend.captioning.inputs import image_suffixes, is_one_file, list_files, read_names
 
 FILES = ["b.jpg", "a.PNG", "notes.txt", "weights.h5", ".hidden.jpg", "sub/c.webp", "sub/deep/d.gif", ".cache/e.jpg"]
 
@@ -21,7 +21,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def listed(*names: str) -> tuple[list[str], list[str]]:
     reports: list[str] = []
-    return list(list_files(names, photo_suffixes(), reports.append)), reports
+    return list(list_files(names, image_suffixes(), reports.append)), reports
 
 
 def test_a_folder_gives_the_photos_in_it_and_below(folder: Path) -> None:

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from showattend.captioning.outputs import CaptionFile, Paths, check_output, merge_parts, part_of, recover
+from showattend.captioning.outputs import CaptionFile, check_output, recover
 
 NAMES = ["a.jpg", 'quo"te, comma.jpg', "new\nline.jpg", "return\r.jpg", "\udcff.jpg", "ünïcödé \\udcff.jpg", "z.jpg"]
 
 
-def rows_of(name: str, captions: int = 1, **place: int) -> list[dict[str, Any]]:
+def rows_of(name: str, captions: int = 1) -> list[dict[str, Any]]:
     texts = [f"a dog, number {number}" for number in range(captions)]
-    return [{"path": name, "caption": text, "score": -0.5, **place} for text in texts]
+    return [{"path": name, "caption": text, "score": -0.5} for text in texts]
 
 
 def write(path: Path, names: list[str], captions: int = 1) -> None:
@@ -57,40 +57,18 @@ def test_other_files_are_not_gone_on_from(tmp_path: Path) -> None:
     path = tmp_path / "captions.jsonl"
     for text in ('{"path": "a.jpg"}\n', "[1]\n", "path,caption,score\n", "\xff\n"):
         path.write_text(text, encoding="latin-1")
-        with pytest.raises(ValueError, match=r"captions.jsonl, line 1: no row of path, caption and score"):
+        with pytest.raises(ValueError, match=r"captions.jsonl, line 1: not a row of path, caption and score"):
             recover(path, 1)
         assert path.read_text(encoding="latin-1") == text
     path = tmp_path / "captions.csv"
     for text in ("image,caption,score\n", "path,caption,score\na.jpg,a dog\n"):
         path.write_text(text)
-        with pytest.raises(ValueError, match=r"captions.csv, line \d: no row"):
+        with pytest.raises(ValueError, match=r"captions.csv, line \d: not a row"):
             recover(path, 1)
     path.unlink()
     write(path, ["a.jpg", "b.jpg"])
-    with pytest.raises(ValueError, match=r"row 3: not every photo has 2 captions"):
+    with pytest.raises(ValueError, match=r"row 3: not every image has 2 captions"):
         recover(path, 2)
-
-
-def test_parts_are_merged_in_the_order_of_the_photos(tmp_path: Path) -> None:
-    path = tmp_path / "captions.csv"
-    for process in range(3):
-        part = CaptionFile(part_of(path, process))
-        for index in range(process, 8, 3):
-            if index != 4:  # which could not be read
-                part.append(rows_of(f"{index}.jpg", 2, index=index))
-        part.close()
-    with part_of(path, 1).open("a") as torn:
-        torn.write('{"path": "10.jpg", "capt')
-    with pytest.raises(OSError, match=r"only 3 of 4 parts are here"):
-        merge_parts(path, 2, Paths(), expected=4)
-    # An earlier merge got as far as the third row.
-    write(path, ["0.jpg"], 2)
-    write(path, ["1.jpg"], 1)
-    done = recover(path, 2)
-    names = [f"{index}.jpg" for index in (0, 1, 2, 3, 5, 6, 7)]
-    assert read(path) == [row for name in names for row in rows_of(name, 2)]
-    assert [name in done for name in (*names, "4.jpg", "10.jpg")] == [True] * 7 + [False] * 2
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_which_output_is_refused(tmp_path: Path) -> None:
@@ -103,9 +81,5 @@ def test_which_output_is_refused(tmp_path: Path) -> None:
     check_output(path, resume=False)
     write(path, NAMES)
     check_output(path, resume=True)
-    with pytest.raises(ValueError, match=r"holds captions already: go on with --resume"):
+    with pytest.raises(ValueError, match=r"holds captions already: continue it with `resume`"):
         check_output(path, resume=False)
-    other = tmp_path / "other.jsonl"
-    part_of(other, 1).touch()
-    with pytest.raises(ValueError, match=r"holds captions already"):
-        check_output(other, resume=False)

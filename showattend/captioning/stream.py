@@ -1,0 +1,75 @@
+"""A stream of images to a stream of captions: threads read the next images while a batch is captioned."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+Key = TypeVar("Key")
+
+
+class Caption(NamedTuple):
+    text: str
+    score: float  # mean log probability of a token
+
+
+class Captioner(Protocol):
+    """What captions a stream of images: in torch or in ONNX Runtime."""
+
+    def read(self, source: Any) -> Any:
+        """Read and preprocess one image; several threads call this at once.
+
+        Raises:
+            OSError, ValueError: If the image cannot be read.
+        """
+
+    def caption(self, images: Sequence[Any]) -> list[list[Caption]]:
+        """Caption what [`read`] returned, the best caption of each image first.
+
+        Raises:
+            MemoryError: If the images together do not fit into memory.
+        """
+
+
+def caption_stream(
+    captioner: Captioner, images: Iterable[tuple[Key, Any]], batch_size: int = 32
+) -> Iterator[tuple[Key, list[Caption] | Exception]]:
+    """Caption images in batches, in their order and in constant memory.
+
+    Args:
+        images: Pairs of a key, which is passed through, and what the captioner reads: a path, a URL, a file.
+
+    Yields:
+        The key with the image's captions, or with the error that kept the image from being read.
+    """
+    images = iter(images)
+    reading: deque[tuple[Key, Future[Any]]] = deque()
+    readers = ThreadPoolExecutor(thread_name_prefix="image-reader")
+    try:
+        while True:
+            for key, source in islice(images, 3 * batch_size - len(reading)):
+                reading.append((key, readers.submit(captioner.read, source)))
+            if not reading:
+                return
+            yield from _caption_batch(captioner, [reading.popleft() for _ in range(min(batch_size, len(reading)))])
+    finally:
+        readers.shutdown(wait=False, cancel_futures=True)
+
+
+def _caption_batch(
+    captioner: Captioner, batch: list[tuple[Key, Future[Any]]]
+) -> Iterator[tuple[Key, list[Caption] | Exception]]:
+    outcomes: list[Any] = [_outcome(future) for _, future in batch]
+    images = [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
+    captions = iter(captioner.caption(images) if images else [])
+    for (key, _), outcome in zip(batch, outcomes, strict=True):
+        yield key, outcome if isinstance(outcome, Exception) else next(captions)
+
+
+def _outcome(reading: Future[Any]) -> Any:
+    """What was read, or the error that says why it cannot be."""
+    try:
+        return reading.result()
+    except (OSError, ValueError) as error:
+        return error

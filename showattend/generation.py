@@ -1,0 +1,39 @@
+"""How captions are generated: a checkpoint's settings with a caller's changes, checked before any work is done."""
+
+from copy import deepcopy
+from typing import Any
+
+from transformers import GenerationConfig
+
+
+def generation_config(defaults: GenerationConfig, **changes: Any) -> GenerationConfig:
+    """Apply changes to a checkpoint's generation config.
+
+    Args:
+        defaults: The checkpoint's `model.generation_config`; it is not modified.
+        changes: Fields of `GenerationConfig`; None keeps the checkpoint's value. Where `num_beams` is not given,
+            sampling takes 1, and beam search at least as many as `num_return_sequences`.
+
+    Returns:
+        A config for `model.generate(..., generation_config=config)`.
+
+    Raises:
+        ValueError: If a field is unknown or out of range, or two contradict each other.
+    """
+    settings: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
+    do_sample = settings.get("do_sample", defaults.do_sample)
+    captions = settings.get("num_return_sequences", defaults.num_return_sequences) or 1
+    if "num_beams" not in settings:
+        settings["num_beams"] = 1 if do_sample else max(captions, defaults.num_beams or 1)
+    beams = settings["num_beams"]
+    for name, least in (("num_beams", 1), ("max_length", 2)):
+        if settings.get(name, least) < least:
+            raise ValueError(f"`{name}` must be at least {least}, not {settings[name]}.")
+    if not do_sample and beams < captions:
+        raise ValueError(f"{captions} captions of an image need at least as many `num_beams`, not {beams}.")
+    if "length_penalty" in settings and beams == 1:
+        raise ValueError("`length_penalty` chooses among beams: it needs `num_beams` of 2 or more.")
+    config = deepcopy(defaults)
+    if unknown := config.update(**settings):
+        raise ValueError(f"generate has no setting {', '.join(unknown)}.")
+    return config
