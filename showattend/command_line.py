@@ -61,6 +61,12 @@ class CommandParser(argparse.ArgumentParser):
         default = DEFAULT_CHECKPOINT.relative_to(Path.cwd()) if here else DEFAULT_CHECKPOINT
         self.add_argument("--checkpoint", default=str(default), help="folder or Hub id; default: %(default)s")
 
+    def add_dataset(self) -> None:
+        """`--dataset`, and the names of its columns."""
+        self.add_argument("--dataset", required=True, help="folder, file or Hub id; docs/data.md lists the layouts")
+        self.add_argument("--image-column", metavar="NAME", help="column of the images, if it has an unusual name")
+        self.add_argument("--caption-column", metavar="NAME", help="column of the captions, if it has an unusual name")
+
 
 def add_search(options: argparse._ActionsContainer) -> None:
     """How captions are searched for; what is left out is as the checkpoint's generation config says."""

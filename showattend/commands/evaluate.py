@@ -10,7 +10,7 @@ from showattend.command_line import CommandParser, add_search, given, whole_numb
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = CommandParser("evaluate", "Caption a split of a dataset and score the captions.")
     parser.add_checkpoint()
-    parser.add_argument("--dataset", required=True, help="folder or Hub id")
+    parser.add_dataset()
     parser.add_argument("--output-dir", required=True, help="for captions.json and figures.json")
     parser.add_argument("--split", default="validation", choices=["train", "validation", "test"])
     parser.add_argument("--batch-size", metavar="N", type=whole_number(1), default=32)
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.output_dir,
             split=options.split,
             batch_size=options.batch_size,
-            **given(options, "num_beams", "length_penalty", "max_length"),
+            **given(options, "num_beams", "length_penalty", "max_length", "image_column", "caption_column"),
             **options.generation,
         )
     if not figures:  # not the main process

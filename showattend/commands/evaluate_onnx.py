@@ -8,7 +8,7 @@ from showattend.command_line import CommandParser, given, whole_number
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = CommandParser("evaluate-onnx", "The scores, the speed and the size of an exported captioner.")
     parser.add_argument("folder", metavar="FOLDER", help="what showattend export-onnx wrote")
-    parser.add_argument("--dataset", required=True, help="folder or Hub id")
+    parser.add_dataset()
     parser.add_argument("--checkpoint", help="the captioner that was exported, to measure torch as well")
     parser.add_argument("--precision", nargs="+", default=["float32", "float16", "int8"])
     parser.add_argument("--split", default="validation", choices=["train", "validation", "test"])
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.precision,
             options.checkpoint,
             options.split,
-            **given(options, "num_beams"),
+            **given(options, "num_beams", "image_column", "caption_column"),
         )
     columns = list(next(iter(figures.values())))
     print(f"| | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")

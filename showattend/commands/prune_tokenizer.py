@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from showattend.command_line import CommandParser
+from showattend.command_line import CommandParser, given
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = CommandParser("prune-tokenizer", "Reduce a tokenizer to the tokens that a dataset's train captions use.")
-    parser.add_argument("--dataset", required=True, help="folder or Hub id")
+    parser.add_dataset()
     parser.add_argument("--output-dir", required=True, help="folder to save the reduced tokenizer to")
     parser.add_argument(
         "--tokenizer", default="bert-base-uncased", help="Hub id, folder or vocab.txt; default: %(default)s"
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from showattend.data.tokenization import load_tokenizer, prune_tokenizer
 
         tokenizer = load_tokenizer(options.tokenizer)
-        dataset = load_captions(options.dataset, seed=options.seed)
+        dataset = load_captions(options.dataset, seed=options.seed, **given(options, "image_column", "caption_column"))
         if "train" not in dataset:
             raise ValueError(f"{options.dataset} has no train split")
         pruned = prune_tokenizer(tokenizer, (text for texts in dataset["train"]["captions"] for text in texts))

@@ -4,26 +4,44 @@ Whatever is wrong in the files (a malformed row, a caption without an image, a t
 file and row, counted, and left out; everything else is kept.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 
-from .images import NOT_FOUND, image_faults
-from .layouts import Table, read_source
+from .images import NOT_FOUND, file_faults
+from .layouts import read_source
 from .problems import Problems
+from .rows import CaptionedImage, group_by_image
+from .splits import Splits, split_images
+
+FEATURES = datasets.Features(
+    image_id=datasets.Value("string"), image=datasets.Image(), captions=datasets.List(datasets.Value("string"))
+)
 
 
-def load_captions(source: str | Path, *, max_train_samples: int | None = None, seed: int = 42) -> datasets.DatasetDict:
+def load_captions(
+    source: str | Path,
+    *,
+    max_train_samples: int | None = None,
+    seed: int = 42,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+) -> datasets.DatasetDict:
     """Loads an image captioning dataset; a row is an image with all its captions.
 
+    docs/data.md shows every layout: Karpathy's JSON, COCO's annotations, CSV, JSON Lines, Flickr8k's original files,
+    Parquet, WebDataset, a dataset on the Hub. Rows about one image (one file, the same bytes, or the same id) are
+    joined, and only then split, so that no image is in two splits.
+
     Args:
-        source: A folder in Kaggle's layout (`captions.txt`), the original one (`Flickr8k.token.txt`) or Karpathy's
-            (`dataset_flickr8k.json`), with the images in `Images/`, `images/`, `Flicker8k_Dataset/`,
-            `Flickr8k_Dataset/` or the folder itself; or a folder or Hub id that `datasets` loads, with an `image`
-            column and captions in one list column (`captions`, `caption` or `sentences`) or in `caption_0`, ...
+        source: A folder, a file in it that lists the captions, or a Hub id.
         max_train_samples: Keep only the first so many train images.
         seed: Of the split by image, 75 / 12.5 / 12.5 % as in Flickr8k. Official splits are used where there are any
             (`Flickr_8k.{train,dev,test}Images.txt`, Karpathy's, the dataset's own), and then only those.
+        image_column: The column that holds images or names their files, if it has none of the usual names.
+        caption_column: The column that holds a caption or a list of captions, if it has none of the usual names.
 
     Returns:
         The splits that are not empty, out of `train`, `validation` and `test`, with the columns `image_id` (str, the
@@ -37,27 +55,53 @@ def load_captions(source: str | Path, *, max_train_samples: int | None = None, s
     if max_train_samples is not None and max_train_samples < 1:
         raise ValueError(f"max_train_samples must be at least 1, got {max_train_samples}")
     problems = Problems()
-    table = read_source(source, seed, problems)
-    indices: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
-    for index in _readable(table, problems):
-        indices[table.splits[index]].append(index)
-    indices["train"] = indices["train"][:max_train_samples]
-    dataset = datasets.DatasetDict({split: table.rows.select(chosen) for split, chosen in indices.items() if chosen})
-    problems.report(source, dataset)
+    found = read_source(source, (image_column, caption_column), problems)
+    splits = split_images(group_by_image(found.rows, problems), found.listings, seed, problems)
+    splits = _readable(splits, found.faults, problems)
+    splits["train"] = splits["train"][:max_train_samples]
+    problems.report(source, {split: splits[split] for split in ("train", "validation", "test") if splits[split]})
+    dataset = _to_dataset(splits, found.images)
     if not dataset:
         why = problems.summary().replace(";", ",") or "no rows"
         raise ValueError(f"{source} has no image with both a caption and a readable photo ({why})")
     return dataset
 
 
-def _readable(table: Table, problems: Problems) -> list[int]:
-    """The rows whose image can be decoded; the others are reported."""
-    readable = []
-    rows = zip(table.rows["image_id"], table.where, image_faults(table.rows), strict=True)
-    for index, (image_id, where, fault) in enumerate(rows):
-        if not fault:
-            readable.append(index)
-        else:
+def _readable(splits: Splits, faults: Sequence[str], problems: Problems) -> Splits:
+    """The images that can be decoded; the others are reported."""
+    images = [image for split in splits.values() for image in split]
+    of_files = iter(file_faults(str(image.image) for image in images if isinstance(image.image, str)))
+    fault_of: dict[str, str] = {}
+    for image in images:
+        fault = next(of_files) if isinstance(image.image, str) else faults[image.image]
+        fault_of[image.image_id] = fault
+        if fault:
             kind = "missing photos" if fault == NOT_FOUND else "broken photos"
-            problems.add(kind, where, f"photo {image_id!r}: {fault}")
-    return readable
+            problems.add(kind, image.where, f"photo {image.image_id!r}: {fault}")
+    return {split: [image for image in some if not fault_of[image.image_id]] for split, some in splits.items()}
+
+
+def _to_dataset(splits: Splits, images: datasets.Dataset | None) -> datasets.DatasetDict:
+    chosen = {split: splits[split] for split in ("train", "validation", "test") if splits[split]}
+    if images is None:
+        return datasets.DatasetDict({split: _of_files(some) for split, some in chosen.items()})
+    # Columns are added before rows are selected: the other way round copies all images.
+    columns: dict[str, list[Any]] = {"image_id": [""] * len(images), "captions": [[]] * len(images)}
+    for image in (image for some in chosen.values() for image in some):
+        columns["image_id"][int(image.image)] = image.image_id
+        columns["captions"][int(image.image)] = image.captions
+    for name, cells in columns.items():
+        images = images.add_column(name, cells, feature=FEATURES[name])
+    images = images.select_columns(list(FEATURES)).cast_column("image", FEATURES["image"])
+    return datasets.DatasetDict(
+        {split: images.select([int(image.image) for image in some]) for split, some in chosen.items()}
+    )
+
+
+def _of_files(images: Sequence[CaptionedImage]) -> datasets.Dataset:
+    columns = {
+        "image_id": [image.image_id for image in images],
+        "image": [image.image for image in images],
+        "captions": [image.captions for image in images],
+    }
+    return datasets.Dataset.from_dict(columns, FEATURES)

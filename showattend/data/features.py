@@ -131,7 +131,7 @@ class FeatureCache:
             (self.folder / "lock").touch()
         except OSError as error:
             raise OSError(
-                f"The features' folder {self.folder} cannot be written ({error.strerror}): choose another cache_dir."
+                f"The features' folder {self.folder} cannot be written ({error.strerror}): choose another `cache_dir`."
             ) from error
         with FileLock(self.folder / "lock"):
             index = self.folder / "rows.json"
@@ -142,7 +142,7 @@ class FeatureCache:
             if len(new) * row_bytes > free:
                 raise OSError(
                     f"The features of {len(new)} images need {len(new) * row_bytes / 1e9:.1f} GB in {self.folder}, "
-                    f"where {free / 1e9:.1f} GB are free: make room or choose another cache_dir."
+                    f"where {free / 1e9:.1f} GB are free: make room or choose another `cache_dir`."
                 )
             rows |= {key: len(rows) + number for number, key in enumerate(new)}
             for name, size in (("features.float16", len(rows) * row_bytes), ("done.uint8", len(rows))):

@@ -1,39 +1,75 @@
 """Find the images that cannot be decoded before a long run meets them."""
 
+import hashlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import datasets
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 NOT_FOUND = "not found"
+JPEG_END = b"\xff\xd9"
 
 
-def image_faults(rows: datasets.Dataset) -> Iterable[str]:
-    """For each row's `image`, what keeps it from being decoded ([`NOT_FOUND`] if it is missing), or an empty string."""
-    if not len(rows):
-        return []
-    images = rows.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+def file_faults(paths: Iterable[str]) -> list[str]:
+    """For each file, what keeps it from being decoded ([`NOT_FOUND`] if it is missing), or an empty string."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(_file_fault, paths))
+
+
+def check_column(images: datasets.Dataset) -> tuple[list[str], list[str]]:
+    """The faults of a column `image` of undecoded images, as in [`file_faults`], and digests of the images' bytes."""
+    if not len(images):
+        return [], []
     # map remembers its result for datasets that lie in the cache of datasets.
     checked = images.map(_check_batch, batched=True, batch_size=512, remove_columns="image", desc="Checking images")
-    return checked["fault"]
+    return list(checked["fault"]), list(checked["digest"])
 
 
 def _check_batch(batch: dict[str, list[Any]]) -> dict[str, list[str]]:
     with ThreadPoolExecutor() as pool:
-        return {"fault": list(pool.map(_fault, batch["image"]))}
+        faults, digests = zip(*pool.map(_check, batch["image"]), strict=True)
+    return {"fault": list(faults), "digest": list(digests)}
 
 
-def _fault(source: dict[str, Any] | None) -> str:
-    if not source or not (source["bytes"] is not None or source["path"]):
-        return NOT_FOUND
+def _check(source: dict[str, Any] | None) -> tuple[str, str]:
+    if not source or (source["bytes"] is None and not source["path"]):
+        return NOT_FOUND, ""
+    if source["bytes"] is None:
+        return _file_fault(source["path"]), source["path"]
+    return _fault(BytesIO(source["bytes"])), hashlib.blake2b(source["bytes"], digest_size=16).hexdigest()
+
+
+def _file_fault(path: str) -> str:
     try:
-        with Image.open(source["path"] if source["bytes"] is None else BytesIO(source["bytes"])) as image:
+        with Path(path).open("rb") as file:
+            return _fault(file)
+    except FileNotFoundError:
+        return NOT_FOUND
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _fault(file: IO[bytes]) -> str:
+    try:
+        with Image.open(file) as image:
+            # A JPEG whose header can be read is whole if its end is there: that saves decoding nearly all images.
+            if image.format == "JPEG" and image.getexif().get(ExifTags.Base.Orientation, 1) == 1 and _is_whole(file):
+                return ""
             # At an eighth of its size a JPEG costs a fraction of the time, yet all its data is read.
             image.draft(None, (1, 1))
             ImageOps.exif_transpose(image, in_place=True)
     except Exception as error:  # Pillow's plugins raise whatever their parsers meet
         return str(error) or type(error).__name__
     return ""
+
+
+def _is_whole(file: IO[bytes]) -> bool:
+    position = file.tell()
+    file.seek(-2, 2)
+    end = file.read()
+    file.seek(position)
+    return end == JPEG_END

@@ -3,11 +3,13 @@
 import logging
 import os
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from datasets import DatasetDict
+if TYPE_CHECKING:
+    from .rows import CaptionedImage
 
 logger = logging.getLogger(__name__)
 
@@ -40,14 +42,14 @@ class Problems:
         counts = Counter(problem.kind for problem in self.found)
         return "; ".join(f"{kind}: {count:,}" for kind, count in counts.items())
 
-    def report(self, source: str | Path, dataset: DatasetDict) -> None:
-        """Log the first problems, and how many images and captions there are without what is left out."""
+    def report(self, source: str | Path, splits: Mapping[str, Sequence["CaptionedImage"]]) -> None:
+        """Log the first problems, and how many images and captions are left in each split."""
         for problem in self.found[:MAX_REPORTED]:
             log(logging.WARNING, problem.message)
         if len(self.found) > MAX_REPORTED:
             log(logging.WARNING, f"... and {len(self.found) - MAX_REPORTED:,} more")
-        sizes = ", ".join(f"{len(rows):,} {split}" for split, rows in dataset.items()) or "no"
-        captions = sum(len(texts) for rows in dataset.values() for texts in rows["captions"])
+        sizes = ", ".join(f"{len(images):,} {split}" for split, images in splits.items()) or "no"
+        captions = sum(len(image.captions) for images in splits.values() for image in images)
         level = logging.WARNING if self.found else logging.INFO
         log(level, f"{source}: {sizes} images with {captions:,} captions; left out: {self.summary() or 'nothing'}")
 

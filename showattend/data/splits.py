@@ -1,16 +1,19 @@
 """Which split an image belongs to."""
 
 import hashlib
-from collections.abc import Collection, Iterable
+import logging
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from .problems import Problems
+from .problems import Problems, log
+from .rows import CaptionedImage, place
 
 # Held-out splits come first: an image that is listed twice must not be trained on.
 SPLITS = ("test", "validation", "train")
 SPLIT_NAMES = {"restval": "train", "val": "validation", "valid": "validation", "dev": "validation"} | {
     split: split for split in SPLITS
 }
+Splits = dict[str, list[CaptionedImage]]
 
 
 class Listing(NamedTuple):
@@ -21,31 +24,70 @@ class Listing(NamedTuple):
     image_id: str
 
 
-def official_splits(listings: Iterable[Listing], captioned: Collection[str], problems: Problems) -> dict[str, str]:
-    """The split of each captioned image that is listed, in the order of the listings, held-out splits first.
+def split_images(
+    images: Sequence[CaptionedImage], listings: Sequence[Listing], seed: int, problems: Problems
+) -> Splits:
+    """Official splits where there are any, else random ones."""
+    if all(image.splits.keys() == {None} for image in images) and listings:
+        return _listed_splits(images, listings, problems)
+    names = {split for image in images for split in image.splits}
+    if len(names) > 1 or any(_standard(name) in ("test", "validation") for name in names):
+        return _own_splits(images, problems)
+    return _random_splits(images, seed)
 
-    Args:
-        captioned: The ids of all images with a caption.
-    """
+
+def _standard(name: str | None) -> str | None:
+    return SPLIT_NAMES.get(str(name).strip().lower())
+
+
+def _own_splits(images: Iterable[CaptionedImage], problems: Problems) -> Splits:
+    """The splits that the images' rows name, in the order of the rows."""
+    splits: Splits = {split: [] for split in SPLITS}
+    for image in images:
+        places: dict[str, str] = {}
+        for name, where in image.splits.items():
+            if split := _standard(name):
+                places.setdefault(split, place(*where))
+            else:
+                what = f"expected the split {', '.join(SPLIT_NAMES)}, got {name!r}"
+                problems.add("rows of unknown splits", place(*where), what)
+        if not places:
+            continue
+        first, *others = sorted(places, key=SPLITS.index)
+        for split in others:
+            problems.add("images listed twice", places[split], f"{image.image_id!r} is listed before, in {first}")
+        splits[first].append(image)
+    return splits
+
+
+def _listed_splits(images: Sequence[CaptionedImage], listings: Iterable[Listing], problems: Problems) -> Splits:
+    """The splits of split files, in their order."""
+    captioned = {image.image_id: image for image in images}
     split_of: dict[str, str] = {}
-    for where, split, image_id in sorted(listings, key=lambda listing: SPLITS.index(listing.split)):
+    splits: Splits = {split: [] for split in SPLITS}
+    for where, split, image_id in listings:
         if image_id in split_of:
             problems.add("images listed twice", where, f"{image_id!r} is listed before, in {split_of[image_id]}")
         elif image_id not in captioned:
             problems.add("listed images without captions", where, f"{image_id!r} has no caption")
         else:
             split_of[image_id] = split
-    return split_of
+            splits[split].append(captioned[image_id])
+    if unlisted := len(images) - len(split_of):
+        file = images[0].places[0][0]
+        log(logging.WARNING, f"{file}: {unlisted:,} images are in none of the split files and are left out")
+    return splits
 
 
-def random_splits(image_ids: Iterable[str], seed: int) -> dict[str, str]:
+def _random_splits(images: Iterable[CaptionedImage], seed: int) -> Splits:
     """A split by image, 75 / 12.5 / 12.5 % as in Flickr8k.
 
     Images are ordered by a hash of seed and id: unlike after a shuffle, an image more or less moves hardly any other.
     """
-    ordered = sorted(image_ids, key=lambda image_id: hashlib.sha256(f"{seed} {image_id}".encode()).digest())
+    ordered = sorted(images, key=lambda image: hashlib.sha256(f"{seed} {image.image_id}".encode()).digest())
     held_out = round(len(ordered) / 8)
     return {
-        image_id: "test" if rank < held_out else "validation" if rank < 2 * held_out else "train"
-        for rank, image_id in enumerate(ordered)
+        "test": ordered[:held_out],
+        "validation": ordered[held_out : 2 * held_out],
+        "train": ordered[2 * held_out :],
     }

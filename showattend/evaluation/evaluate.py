@@ -87,13 +87,15 @@ def evaluate_checkpoint(
     output_dir: str | Path,
     split: str = "validation",
     batch_size: int = 32,
+    image_column: str | None = None,
+    caption_column: str | None = None,
     **generation: Any,
 ) -> dict[str, Any]:
     """Caption a split and score the captions; `accelerate launch` divides the images among processes.
 
     Args:
         checkpoint: A captioner's folder or Hub id.
-        dataset: As in [`load_captions`].
+        dataset: As in [`load_captions`], as are `image_column` and `caption_column`.
         output_dir: Where the main process writes `captions.json`, the captions in the COCO results format, and
             `figures.json`, what this function returns.
         generation: Settings of `generate`; the checkpoint's generation config has the defaults.
@@ -120,7 +122,7 @@ def evaluate_checkpoint(
     names = ("num_beams", "length_penalty", "no_repeat_ngram_size", *generation)
     generation = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
     with accelerator.main_process_first():
-        splits = load_captions(dataset)
+        splits = load_captions(dataset, image_column=image_column, caption_column=caption_column)
     if split not in splits:
         raise ValueError(f"{dataset} has no {split} split: it has {', '.join(splits)}.")
     images = splits[split]

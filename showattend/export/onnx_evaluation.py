@@ -22,13 +22,15 @@ def evaluate_onnx(
     precisions: list[str],
     checkpoint: str | None = None,
     split: str = "validation",
+    image_column: str | None = None,
+    caption_column: str | None = None,
     **generation: Any,
 ) -> dict[str, dict[str, float]]:
     """Caption a split photo by photo, as a program that people use does it.
 
     Args:
         folder: What `scripts/export_onnx.py` wrote.
-        dataset: As in [`load_captions`].
+        dataset: As in [`load_captions`], as are `image_column` and `caption_column`.
         precisions: Those to evaluate.
         checkpoint: The captioner that was exported, to stand beside them as `torch`.
         generation: `num_beams`, `length_penalty` or `max_length`; what is left out is as exported.
@@ -47,7 +49,7 @@ def evaluate_onnx(
         captioners["torch"] = _torch_captioner(checkpoint, generation)
     for precision in precisions:
         captioners[precision] = _onnx_captioner(Path(folder), precision, generation)
-    splits = load_captions(dataset)
+    splits = load_captions(dataset, image_column=image_column, caption_column=caption_column)
     if split not in splits:
         raise ValueError(f"{dataset} has no {split} split: it has {', '.join(splits)}.")
     photos = splits[split]

@@ -40,6 +40,8 @@ class TrainingSettings:
     preset: str | None = _setting(None, "Name of a file in presets/ (original, tuned, ...), or a YAML file.")
 
     # Data
+    image_column: str | None = _setting(None, "Column of the images, if it has none of the usual names.")
+    caption_column: str | None = _setting(None, "Column of the captions, if it has none of the usual names.")
     max_train_samples: int | None = _setting(None, "Train on this many images only.")
     tokenizer: str = _setting("bert-base-uncased", "Hub id, folder, or vocab.txt of a BERT tokenizer.")
     prune_tokenizer: bool = _setting(False, "Keep only the tokens that the training captions use.")

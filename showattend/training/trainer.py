@@ -98,7 +98,13 @@ class Trainer:
         """Captions as tokens, images as the frozen encoder's features, and the model that both depend on."""
         settings = self.settings
         with self.accelerator.main_process_first():
-            dataset = load_captions(settings.dataset, max_train_samples=settings.max_train_samples, seed=settings.seed)
+            dataset = load_captions(
+                settings.dataset,
+                max_train_samples=settings.max_train_samples,
+                seed=settings.seed,
+                image_column=settings.image_column,
+                caption_column=settings.caption_column,
+            )
         for split in ("train", "validation"):
             if split not in dataset:
                 raise ValueError(f"{settings.dataset} has no {split} split, and training needs one.")

@@ -33,7 +33,7 @@ def invented_captions(number: int, each: int = 2) -> Captions:
 
 def write_photo(path: Path, size: tuple[int, int] = (64, 48)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    noise = np.random.default_rng(list(path.name.encode())).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
 
 
@@ -201,7 +201,10 @@ def test_bad_rows_of_a_hub_dataset(
     ("columns", "message"),
     [
         ({"captions": [["a"]]}, "no column image"),
-        ({"image": ["x.jpg"], "caption": ["a single caption"]}, "no list of captions an image"),
+        (
+            {"image": ["x.jpg"], "en": ["one"], "de": ["eins"]},
+            "no column of captions, only .*caption_column",
+        ),
         ({"image": [7], "captions": [["a"]]}, "the column image holds no images"),
     ],
 )

@@ -218,7 +218,7 @@ def test_room_is_checked_before_any_photo_is_encoded(
     seen = Counting(cache, monkeypatch)
     needed = 8 * 4 * 512 * 2
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
-    with pytest.raises(OSError, match=r"^The features of 8 images need .* cache_dir\.$"):
+    with pytest.raises(OSError, match=r"^The features of 8 images need .* `cache_dir`\.$"):
         cache.build(photos, flipped=True)
     assert seen.photos == 0 and not (cache.folder / "features.float16").exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed))
@@ -232,7 +232,7 @@ def test_unwritable_folder(
 ) -> None:
     (tmp_path / "file").write_text("")
     cache = FeatureCache(tmp_path / "file" / "cache", make_model().encoder, image_processor)
-    with pytest.raises(OSError, match=r"^The features' folder .*/file/cache/\w+ cannot be written \(.*cache_dir\.$"):
+    with pytest.raises(OSError, match=r"^The features' folder .*/file/cache/\w+ cannot be written \(.*`cache_dir`\.$"):
         cache.build(photos)
 
 

@@ -1,51 +1,90 @@
 """The layouts in which captions and their images are read, one file each."""
 
-import logging
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
-from ..problems import Problems, log
-from ..splits import Listing, official_splits, random_splits
-from . import flickr8k, hub, kaggle, karpathy
-from .table import Table, group_by_image, make_table
+import datasets
 
-IMAGE_FOLDERS = ("Images", "images", "Flicker8k_Dataset", "Flickr8k_Dataset", ".")
+from ..images import check_column
+from ..problems import Problems
+from ..rows import Row
+from ..splits import Listing
+from . import coco, hub, karpathy, table, token_file
+from .recognise import (
+    COCO,
+    KAGGLE_FILE,
+    KARPATHY,
+    KARPATHY_FILE,
+    TABLE,
+    ListFile,
+    describe,
+    find_lists,
+    has_data_files,
+    recognise,
+)
+
 EXPECTED = (
-    f"expected a folder with {kaggle.FILE} (Kaggle's layout), {flickr8k.FILE} (the original layout) or {karpathy.FILE} "
-    "(Karpathy's splits) and the photos, or a folder or Hub id that datasets can load"
+    f"expected a folder with {KAGGLE_FILE} (the lines `image,caption`, `a.jpg,A dog runs.`, and Images/a.jpg), "
+    f"metadata.jsonl, {token_file.FILE} (`a.jpg#0<TAB>A dog runs.`), Karpathy's {KARPATHY_FILE} or the like, "
+    "COCO's annotations, Parquet files or "
+    "WebDataset tars, or the id of a dataset on the Hub; docs/data.md shows them all"
 )
 
 
-def read_source(source: str | Path, seed: int, problems: Problems) -> Table:
+class Source(NamedTuple):
+    """What a dataset's files hold."""
+
+    rows: Iterable[Row]
+    listings: Sequence[Listing] = ()  # the images of each split, where they have files of their own
+    images: datasets.Dataset | None = None  # undecoded; None if rows name files
+    faults: Sequence[str] = ()  # of `images`
+
+
+def read_source(source: str | Path, names: table.Names, problems: Problems) -> Source:
     """Recognise a source's layout and read it.
+
+    Args:
+        names: Of the image column and the caption column, if the user gives them.
 
     Raises:
         ValueError: If no layout fits.
         OSError: If `datasets` cannot load `source`.
     """
-    folder = Path(source).expanduser().absolute()
-    if folder.is_file():
-        raise ValueError(f"{source} is a file; {EXPECTED}")
-    for name in (karpathy.FILE, kaggle.FILE, flickr8k.FILE):
-        if (folder / name).is_file():
-            return _read_list(folder / name, seed, problems)
-    return hub.read(str(folder if folder.is_dir() else source), seed, problems, EXPECTED)
+    path = Path(source).expanduser().absolute()
+    if path.is_file():
+        found = recognise(path, path.parent, names)
+        if found is None:
+            raise ValueError(f"{source} is a file; {EXPECTED}")
+        return _read_lists([found], path.parent, names, problems)
+    if path.is_dir() and not hub.is_saved(path):
+        if lists := find_lists(path, names):
+            return _read_lists(lists, path, names, problems)
+        if not has_data_files(path):
+            raise FileNotFoundError(f"{source} holds no list of captions but {describe(path)}; {EXPECTED}")
+    return _read_dataset(str(path if path.is_dir() else source), names, problems)
 
 
-def _read_list(path: Path, seed: int, problems: Problems) -> Table:
-    """Read a text file that lists captions, and find the images beside it."""
-    folder = path.parent
-    listings: list[Listing] | None
-    if path.name == karpathy.FILE:
-        captions, listings = karpathy.read(path, problems)
-    else:
-        captions = list((kaggle if path.name == kaggle.FILE else flickr8k).read(path, problems))
-        listings = flickr8k.read_split_files(folder, problems)
-    captions_of = group_by_image(captions, path.name, problems)
-    if listings is None:
-        split_of = random_splits(captions_of, seed)
-    else:
-        split_of = official_splits(listings, captions_of, problems)
-        if unlisted := len(captions_of) - len(split_of):
-            log(logging.WARNING, f"{path.name}: {unlisted:,} images are in none of the split files and are left out")
-    image_folders = [folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()]
-    return make_table(path.name, captions_of, split_of, image_folders)
+def _read_lists(files: Sequence[ListFile], folder: Path, names: table.Names, problems: Problems) -> Source:
+    kind = files[0].kind
+    if kind != TABLE and any(names):
+        raise ValueError(f"{files[0].path} has no columns: leave `image_column` and `caption_column` out")
+    rows = chain.from_iterable(_rows(file, names, problems) for file in files)
+    return Source(rows, token_file.read_split_files(files[0].path.parent, problems))
+
+
+def _rows(file: ListFile, names: table.Names, problems: Problems) -> Iterator[Row]:
+    if file.kind == TABLE:
+        return table.read(file.path, file.label, names, file.split, problems)
+    if file.kind == COCO:
+        return coco.read(file.path, file.split, problems)
+    return (karpathy if file.kind == KARPATHY else token_file).read(file.path, problems)
+
+
+def _read_dataset(source: str, names: table.Names, problems: Problems) -> Source:
+    loaded = hub.load(source, names, EXPECTED)
+    if loaded.holds_paths:
+        return Source(hub.read(source, loaded, (), problems))
+    faults, digests = check_column(loaded.images)
+    return Source(hub.read(source, loaded, digests, problems), (), loaded.images, faults)

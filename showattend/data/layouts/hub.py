@@ -1,104 +1,180 @@
-"""Whatever the library `datasets` loads, from the Hub or a folder."""
+"""Whatever the library `datasets` loads, from the Hub or a folder: Parquet, WebDataset, saved datasets."""
 
-import re
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
 
 import datasets
 from datasets.exceptions import DatasetsError
 
 from ..problems import Problems
-from ..splits import SPLIT_NAMES, random_splits
-from .table import Table
+from ..rows import Row, place
+from .columns import IMAGE_COLUMNS, TEXT_KEYS, Columns, find_captions, find_column, texts_of
+from .image_files import ImageFiles
 
-CAPTION_COLUMNS = ("captions", "caption", "sentences")
+# That say which image a row shows; numbers in them count within a split.
+ID_COLUMNS = ("image_id", "img_id", "imgid", "cocoid", "filename", "file_name")
+NO_CAPTION_COLUMNS = (*ID_COLUMNS, "id", "split", "url", "__key__", "__url__")
 
 
-def read(source: str, seed: int, problems: Problems, expected: str) -> Table:
-    """Read a dataset with a row an image.
+class Table(NamedTuple):
+    """The rows of all splits; `positions` says which row of which split each one is."""
+
+    images: datasets.Dataset  # image: undecoded, or the paths of files
+    others: datasets.Dataset  # all other columns
+    columns: Columns
+    positions: list[tuple[str, int]]
+
+    @property
+    def holds_paths(self) -> bool:
+        """Whether the images are files that the dataset names."""
+        return self.images.features["image"] == datasets.Value("string")
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote a folder."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def load(source: str, names: tuple[str | None, str | None], expected: str) -> Table:
+    """Load a dataset and find its columns.
 
     Args:
         source: A folder or Hub id.
-        seed: Of the split, if all rows are of one split that is not held out.
+        names: Of the image column and the caption column, as the user gives them.
         expected: What a source must be, for error messages.
+
+    Raises:
+        OSError: If `datasets` cannot load it.
+        ValueError: If there is no column of images or of captions.
     """
-    parts, rows = _load(source, expected)
-    if "image" not in rows.column_names:
-        raise ValueError(f"{source} has no column image, only {', '.join(rows.column_names)}; {expected}")
     try:
-        rows = rows.cast_column("image", datasets.Image())
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise ValueError(f"{source}: the column image holds no images but {rows.features['image']}") from error
-
-    positions = [(name, row) for name, part in parts.items() for row in range(len(part))]
-    where = [f"{source}, {name}[{row}]" for name, row in positions]
-    captions = []
-    for place, texts in zip(where, _captions(rows, source), strict=True):
-        captions.append([text.strip() for text in texts or [] if text and text.strip()])
-        for number, text in enumerate(texts or [None]):
-            if not text or not text.strip():
-                problems.add("empty captions", place, f"caption {number} is empty")
-
-    image_ids = _image_ids(rows, [f"{name}-{row:05}" for name, row in positions])
-    names = [str(name) for name in rows["split"]] if "split" in rows.column_names else [name for name, _ in positions]
-    splits: list[str | None]
-    if len(set(names)) == 1 and SPLIT_NAMES.get(names[0]) not in ("validation", "test"):
-        split_of = random_splits(image_ids, seed)
-        splits = [split_of[image_id] for image_id in image_ids]
-    else:
-        splits = [SPLIT_NAMES.get(name) for name in names]
-
-    rows = rows.select_columns(["image"]).add_column("image_id", image_ids).add_column("captions", captions)
-    rows = rows.select_columns(["image_id", "image", "captions"])
-    kept = []
-    for index, split in enumerate(splits):
-        if split is None:
-            what = f"expected the split {', '.join(SPLIT_NAMES)}, got {names[index]!r}"
-            problems.add("rows of unknown splits", where[index], what)
-        elif captions[index]:
-            kept.append(index)
-    return Table(rows.select(kept), [str(splits[index]) for index in kept], [where[index] for index in kept])
-
-
-def _load(source: str, expected: str) -> tuple[datasets.DatasetDict, datasets.Dataset]:
-    """The splits, and all their rows in one dataset."""
-    try:
-        saved = any((Path(source) / name).is_file() for name in ("dataset_dict.json", "state.json"))
-        parts = datasets.load_from_disk(source) if saved else datasets.load_dataset(source)
+        parts = datasets.load_from_disk(source) if is_saved(Path(source)) else datasets.load_dataset(source)
         if isinstance(parts, datasets.Dataset):
             parts = datasets.DatasetDict(train=parts)
-        return parts, datasets.concatenate_datasets(list(parts.values()))
+        rows = datasets.concatenate_datasets(list(parts.values()))
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise OSError(f"cannot load {source!r} with datasets ({reason}); {expected}") from error
+    columns = columns_of(source, rows.features, names)
+    images = rows.select_columns([columns.image])
+    try:
+        if images.features[columns.image] != datasets.Value("string"):
+            images = images.cast_column(columns.image, datasets.Image(decode=False))
+    except (TypeError, ValueError, NotImplementedError) as error:
+        held = rows.features[columns.image]
+        raise ValueError(f"{source}: the column {columns.image} holds no images but {held}") from error
+    if columns.image != "image":
+        images = images.rename_column(columns.image, "image")
+    positions = [(name, row) for name, part in parts.items() for row in range(len(part))]
+    return Table(images, rows.remove_columns(columns.image), columns, positions)
 
 
-def _captions(rows: datasets.Dataset, source: str) -> list[list[str | None] | None]:
-    numbered = [name for name in rows.column_names if re.fullmatch(r"caption_?\d+", name)]
-    if numbered:
-        numbered.sort(key=lambda name: int(re.sub(r"\D", "", name)))
-        return [list(texts) for texts in zip(*(rows[name] for name in numbered), strict=True)]
-    for name in CAPTION_COLUMNS:
-        feature = rows.features.get(name)
-        if isinstance(feature, datasets.List | datasets.LargeList) and feature.feature == datasets.Value("string"):
-            return list(rows[name])
-    # A row a caption is refused as well: its images could not be kept apart when splitting.
-    raise ValueError(
-        f"{source} has no list of captions an image: expected a column {', '.join(CAPTION_COLUMNS)} that holds lists "
-        f"of str, or the columns caption_0, caption_1, ...; got {', '.join(rows.column_names)}"
-    )
+def read(source: str, table: Table, digests: Sequence[str], problems: Problems) -> Iterator[Row]:
+    """Rows by image, whose `image` is the index of the first row that shows it, or the path of a file.
+
+    Args:
+        digests: Of each image's bytes, empty if it has none.
+    """
+    names = [name for name, _ in table.positions]
+    splits = _splits(table, names)
+    if table.holds_paths:
+        files = ImageFiles(Path(source)) if Path(source).is_dir() else None
+        image_names = [name or "" for name in table.images["image"]]
+        images: list[Any] = [files.find(name) if files and name else name for name in image_names]
+    else:
+        images = _first_rows(table, digests)
+        image_names = _names(table, images)
+    cells = table.others.select_columns(table.columns.captions)
+    for index, row in enumerate(cells):
+        file, number = f"{source}, {names[index]}[]", table.positions[index][1]
+        captions = [text for column in table.columns.captions for text in texts_of(row[column])] or [None]
+        for place_in_row, text in enumerate(captions):
+            if not text or not text.strip():
+                problems.add("empty captions", place(file, number), f"caption {place_in_row} is empty")
+        if kept := [text for text in captions if text and text.strip()]:
+            yield Row(file, number, image_names[index], images[index], kept, splits[index])
 
 
-def _image_ids(rows: datasets.Dataset, numbers: list[str]) -> list[str]:
-    """The names that the dataset gives its images if they are unique, else numbers."""
-    for column in ("image_id", "filename", "image"):
+def columns_of(source: str, features: datasets.Features, names: tuple[str | None, str | None]) -> Columns:
+    """The columns with images and captions, by their types and the usual names.
+
+    Raises:
+        ValueError: If there is none, or they cannot be told apart.
+    """
+    image_column, caption_column = names
+    of_images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    image = find_column(features, IMAGE_COLUMNS, image_column)
+    if image_column is None and of_images and image not in of_images:
+        image = find_column(of_images, IMAGE_COLUMNS, None) or (of_images[0] if len(of_images) == 1 else None)
+    if image is None:
+        raise ValueError(
+            f"{source} has no column {image_column or 'image'}, only {', '.join(features)}: "
+            "name the column of images with `image_column`"
+        )
+    of_texts = [name for name, feature in features.items() if name != image and _holds_texts(feature)]
+    captions = find_captions(of_texts, caption_column)
+    if not captions and caption_column is None:
+        captions = [name for name in of_texts if name not in NO_CAPTION_COLUMNS]
+    if (len(captions) != 1 and not all(find_captions([name], None) for name in captions)) or not captions:
+        raise ValueError(
+            f"{source} has no column {caption_column or 'of captions'}, only {', '.join(features)}: "
+            "name the column of texts, or of lists of texts, with `caption_column`"
+        )
+    return Columns(image, captions, find_column(features, ("split",), None))
+
+
+def _holds_texts(feature: Any) -> bool:
+    if isinstance(feature, dict):
+        return any(_holds_texts(feature[key]) for key in TEXT_KEYS if key in feature)
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        return _holds_texts(feature.feature)
+    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
+
+
+def _splits(table: Table, names: list[str]) -> list[str | None]:
+    if table.columns.split:
+        return list(table.others[table.columns.split])
+    return list(names)
+
+
+def _first_rows(table: Table, digests: Sequence[str]) -> list[int]:
+    """For each row, the first row that shows the same image.
+
+    Without a column of ids, that is one with the same bytes. The same id in two splits may be a number that begins anew
+    in each, so there the bytes must be the same as well.
+    """
+    first: dict[Any, int] = {}
+    parent = list(range(len(digests)))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = index = parent[parent[index]]
+        return index
+
+    column = find_column(table.others.column_names, ID_COLUMNS, None)
+    ids = table.others[column] if column else [None] * len(digests)
+    for index, (digest, image_id) in enumerate(zip(digests, ids, strict=True)):
+        split = table.positions[index][0]
+        for key in [digest] if image_id is None else [(image_id, digest), (image_id, split, None)]:
+            if key:
+                one, other = sorted((root(index), root(first.setdefault(key, index))))
+                parent[other] = one
+    return [root(index) for index in range(len(digests))]
+
+
+def _names(table: Table, images: Sequence[int]) -> list[str]:
+    """A name for each row: one that the dataset gives the image if it tells all images apart, else its number."""
+    firsts = sorted(set(images))
+    for column in (*ID_COLUMNS, "image"):
         if column == "image":
-            images = rows.select_columns("image").cast_column("image", datasets.Image(decode=False))
-            paths = ((row["image"] or {}).get("path") for row in images)
-            names = [path and Path(path).name for path in paths]
-        elif column in rows.column_names:
-            names = list(rows[column])
+            paths = (source and source["path"] for source in table.images["image"])
+            names = [path and PurePath(path).name for path in paths]
+        elif column in table.others.column_names:
+            names = list(table.others[column])
         else:
             continue
-        if None not in names and len(set(names)) == len(names):
-            return [str(name) for name in names]
-    return numbers
+        of_images = [names[index] for index in firsts]
+        if None not in of_images and len(set(of_images)) == len(firsts):
+            return [str(names[index]) for index in images]
+    return [f"{split}-{row:05}" for split, row in (table.positions[index] for index in images)]

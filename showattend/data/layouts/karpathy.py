@@ -1,32 +1,38 @@
-"""Karpathy's splits: one JSON file with each image's captions and split."""
+"""Karpathy's splits of Flickr8k, Flickr30k and COCO: one JSON file with each image's captions and split."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ..problems import Problems
-from ..splits import SPLIT_NAMES, Listing
-from .table import Caption
+from ..rows import Row, place
+from ..splits import SPLIT_NAMES
+from .image_files import ImageFiles
 
-FILE = "dataset_flickr8k.json"
 
-
-def read(path: Path, problems: Problems) -> tuple[list[Caption], list[Listing]]:
-    """Captions and splits; an image's row is its place in the file, 1 being the first."""
+def read(path: Path, problems: Problems) -> Iterator[Row]:
+    """Rows; their number is the image's place in the file, 1 being the first."""
     try:
-        images = list(json.loads(path.read_bytes().decode("utf-8-sig"))["images"])
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=_without_tokens)
+        images = list(content["images"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} must be JSON, an object with a list `images` ({error!r})") from error
-    captions: list[Caption] = []
-    listings: list[Listing] = []
-    for row, image in enumerate(images, start=1):
-        where = f"{path.name}, row {row}"
+    files = ImageFiles(path.parent)
+    for number, image in enumerate(images, start=1):
         try:
-            image_id = image["filename"].strip()
+            name = image["filename"].strip()
             split = SPLIT_NAMES[image["split"]]
-            texts = [sentence["raw"].strip() for sentence in image["sentences"]]
+            captions = [sentence["raw"].strip() for sentence in image["sentences"]]
+            folder = image.get("filepath")
+            names = [f"{folder}/{name}", name] if folder else [name]
         except (KeyError, TypeError, AttributeError) as error:
-            problems.add("malformed rows", where, f"expected filename, split and sentences ({error!r})")
+            what = f"expected filename, split and sentences ({error!r})"
+            problems.add("malformed rows", place(path.name, number), what)
         else:
-            listings.append(Listing(where, split, image_id))
-            captions += [Caption(row, image_id, text) for text in texts]
-    return captions, listings
+            yield Row(path.name, number, name, files.find(*names), captions, split)
+
+
+def _without_tokens(item: dict[str, Any]) -> dict[str, Any]:
+    item.pop("tokens", None)  # a list for each of COCO's 600,000 captions takes half a gigabyte
+    return item

@@ -4,16 +4,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..problems import Problems
+from ..rows import place
 
 
-def lines(path: Path, problems: Problems) -> Iterator[tuple[int, str]]:
+def lines(path: Path, problems: Problems, label: str = "") -> Iterator[tuple[int, str]]:
     """Rows that are not blank, with their numbers. Bytes are decoded line by line, so that a bad one costs one row."""
     with path.open("rb") as file:
-        for row, raw in enumerate(file, start=1):
+        for number, raw in enumerate(file, start=1):
             try:
-                line = raw.decode("utf-8-sig" if row == 1 else "utf-8").rstrip("\r\n")
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
-                problems.add("malformed rows", f"{path.name}, row {row}", f"not UTF-8 ({error.reason})")
+                what = f"not UTF-8 ({error.reason})"
+                problems.add("malformed rows", place(label or path.name, number), what)
                 continue
             if line.strip():
-                yield row, line
+                yield number, line

@@ -1,0 +1,30 @@
+"""Where the images lie that a text file names."""
+
+import os
+from pathlib import Path
+
+FOLDERS = (
+    *("Images", "images", "Flicker8k_Dataset", "Flickr8k_Dataset"),
+    *("flickr30k_images", "flickr30k-images", "flickr30k_images/flickr30k_images"),
+)
+
+
+class ImageFiles:
+    """Finds images by name below a folder: in the usual ones of [`FOLDERS`], in itself, in its only one.
+
+    Args:
+        folder: The folder of the file that names the images.
+        inner: Folders to look into first, relative to it.
+    """
+
+    def __init__(self, folder: Path, *inner: str) -> None:
+        names = [*inner, *FOLDERS, "."]
+        self.folders = [str(folder / name) for name in dict.fromkeys(names) if (folder / name).is_dir()]
+        others = [entry.path for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
+        if len(others) == 1:
+            self.folders += others
+
+    def find(self, *names: str) -> str:
+        """The path of the first name that exists, else of the first name where it is missing."""
+        paths = [os.path.join(folder, name) for folder in self.folders for name in names]  # noqa: PTH118 (its speed)
+        return next(filter(os.path.isfile, paths), paths[0])

@@ -1,0 +1,84 @@
+"""What every layout is read into: rows; and the images that they are about."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import NamedTuple
+
+from .problems import Problems
+
+
+class Row(NamedTuple):
+    """A row of a file: an image and all its captions, or one of them."""
+
+    file: str  # as reports name it; an index in brackets follows a name that ends in []
+    number: int
+    name: str  # of the image; its file name, if it has one
+    image: str | int  # which image it is: the path of its file, or its index in a dataset
+    captions: Sequence[str]
+    split: str | None = None  # as the file names it
+
+
+@dataclass(slots=True)
+class CaptionedImage:
+    """An image with the captions of all its rows."""
+
+    image_id: str
+    image: str | int
+    captions: list[str] = field(default_factory=list)
+    places: list[tuple[str, int]] = field(default_factory=list)  # file and row of each caption
+    splits: dict[str | None, tuple[str, int]] = field(default_factory=dict)  # the first place in each split
+
+    @property
+    def where(self) -> str:
+        """Files and rows, for reports."""
+        rows: dict[str, dict[int, None]] = {}
+        for file, number in self.places:
+            rows.setdefault(file, {})[number] = None
+        return "; ".join(place(file, *numbers) for file, numbers in rows.items())
+
+
+def place(file: str, *numbers: int) -> str:
+    """`captions.txt, rows 8, 10` or, for a list in a file, `annotations[7], annotations[9]`."""
+    if file.endswith("[]"):
+        return ", ".join(f"{file[:-1]}{number}]" for number in numbers)
+    return f"{file}, row{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+
+
+def group_by_image(rows: Iterable[Row], problems: Problems) -> list[CaptionedImage]:
+    """The images that have a caption, in the order in which they come, and each with its captions in their order.
+
+    `image_id` is the file's name, with its folders where several images share it.
+    """
+    images: dict[str | int, CaptionedImage] = {}
+    for row in rows:
+        where = (row.file, row.number)
+        if not row.name:
+            problems.add("malformed rows", place(*where), "no image is named")
+            continue
+        if not row.captions:
+            problems.add("listed images without captions", place(*where), f"{row.name!r} has no caption")
+        captions = [text for caption in row.captions if (text := caption.strip())]
+        for _ in range(len(row.captions) - len(captions)):
+            problems.add("empty captions", place(*where), "the caption is empty")
+        if captions:
+            image = images.setdefault(row.image, CaptionedImage(row.name, row.image))
+            image.captions += captions
+            image.places += [where] * len(captions)
+            image.splits.setdefault(row.split, where)
+    _shorten_names(list(images.values()))
+    return list(images.values())
+
+
+def _shorten_names(images: Sequence[CaptionedImage]) -> None:
+    counts = Counter(PurePath(image.image_id).name for image in images)
+    paths = [image.image for image in images if isinstance(image.image, str)]
+    root = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""  # noqa: PTH120
+    for image in images:
+        name = PurePath(image.image_id).name
+        if counts[name] == 1:
+            image.image_id = name
+        elif isinstance(image.image, str):
+            image.image_id = PurePath(image.image).relative_to(root).as_posix()
