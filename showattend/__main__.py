@@ -11,6 +11,7 @@ COMMANDS = {
     "evaluate": "score a captioner on a dataset",
     "app": "caption images in the browser",
     "visualize-attention": "draw where the network looked before every word",
+    "evaluate-attention": "measure whether the attention maps mean something",
     "export-onnx": "export a captioner to ONNX",
     "evaluate-onnx": "measure an exported captioner: scores, speed, size",
     "push-to-hub": "upload a captioner to the Hub",
