@@ -36,51 +36,17 @@ help:
 caption: $(VENV)/.runtime-installed
 	@"$(VENV)/bin/python" scripts/caption.py --checkpoint "$$CHECKPOINT" "$$IMAGE"
 
-# Fourteen phases, and averages of their weights (docs/training/tries.md says why). A phase that is complete is gone through
-# in seconds.
-TRAIN = "$(VENV)/bin/accelerate" launch scripts/train.py --dataset "$(DATASET)"
-MIX = "$(VENV)/bin/python" scripts/mix_checkpoints.py
-# What a captioner says of all photos, and training that learns it of the training photos.
-TELL = "$(VENV)/bin/python" scripts/caption.py "$(DATASET)" --resume --output
-DISTIL = $(TRAIN) --preset two_stages --epochs 3 --metric-for-best-model cider --teacher-captions
-LAST_STAGES = --encoder-learning-rate 1e-5 --min-crop 0.75 --finetune-last-stages
+# Four phases of training; docs/training says why each. The same command resumes: a phase that is complete is skipped.
+TRAIN = "$(VENV)/bin/accelerate" launch -m showattend train --dataset "$(DATASET)"
 checkpoint: $(VENV)/.dev-installed
 	test -e "$(RUNS)/resnet50.safetensors" || \
-	"$(VENV)/bin/python" scripts/fetch_original_resnet50.py "$(RUNS)/resnet50.safetensors"
-	$(TRAIN) --output-dir "$(RUNS)/1" --preset frozen --tokenizer "$(TOKENIZER)" \
+		"$(VENV)/bin/python" -m showattend fetch-original-resnet50 "$(RUNS)/resnet50.safetensors"
+	$(TRAIN) --preset finetune --output-dir "$(RUNS)/1" --tokenizer "$(TOKENIZER)" \
 		--encoder-weights "$(RUNS)/resnet50.safetensors" --stride-in-1x1 true
-	$(TRAIN) --output-dir "$(RUNS)/2" --preset finetune --init-from "$(RUNS)/1/best"
-	$(TRAIN) --output-dir "$(RUNS)/3" --preset self_critical --init-from "$(RUNS)/2/best"
-	$(MIX) "$(RUNS)/mixed-3" "$(RUNS)/2/best" "$(RUNS)/3/best" 0.25
-	$(TRAIN) --output-dir "$(RUNS)/4" --preset regularise --init-from "$(RUNS)/mixed-3"
-	$(TRAIN) --output-dir "$(RUNS)/5" --preset self_critical --init-from "$(RUNS)/4/best" $(LAST_STAGES)=1
-	$(MIX) "$(RUNS)/mixed-5" "$(RUNS)/mixed-3" "$(RUNS)/4/best" 0.35 "$(RUNS)/5/best" 0.3
-	$(TRAIN) --output-dir "$(RUNS)/6" --preset two_stages --init-from "$(RUNS)/mixed-5" --seed 43
-	$(TRAIN) --output-dir "$(RUNS)/7" --preset self_critical --init-from "$(RUNS)/6/best" $(LAST_STAGES)=2
-	$(MIX) "$(RUNS)/mixed-7" "$(RUNS)/mixed-5" "$(RUNS)/6/best" 0.45 "$(RUNS)/7/best" 0.15
-	$(TRAIN) --output-dir "$(RUNS)/8" --preset two_stages --init-from "$(RUNS)/mixed-7" --seed 44 --epochs 4
-	$(MIX) "$(RUNS)/mixed-8" "$(RUNS)/mixed-5" "$(RUNS)/6/best" 0.2 "$(RUNS)/7/best" 0.13 "$(RUNS)/8/best" 0.42
-	$(TRAIN) --output-dir "$(RUNS)/9" --preset two_stages --init-from "$(RUNS)/mixed-8" --seed 45 --epochs 3
-	$(TELL) "$(RUNS)/told-8.jsonl" --checkpoint "$(RUNS)/mixed-8" --num-beams 5
-	$(TELL) "$(RUNS)/told-9.jsonl" --checkpoint "$(RUNS)/9/best" --num-beams 5
-	$(DISTIL) "$(RUNS)/told-8.jsonl" "$(RUNS)/told-9.jsonl" \
-		--output-dir "$(RUNS)/10" --init-from "$(RUNS)/mixed-8" --seed 46
-	$(MIX) "$(RUNS)/mixed-10" "$(RUNS)/mixed-8" "$(RUNS)/10/best" 0.5
-	$(TRAIN) --output-dir "$(RUNS)/11" --preset self_critical --init-from "$(RUNS)/mixed-10" --seed 47 $(LAST_STAGES)=2
-	$(MIX) "$(RUNS)/mixed-11" "$(RUNS)/mixed-8" "$(RUNS)/10/best" 0.25 "$(RUNS)/11/best" 0.25
-	$(TELL) "$(RUNS)/sampled-8.jsonl" --checkpoint "$(RUNS)/mixed-8" --sample --num-captions 10 --temperature 0.8
-	$(TELL) "$(RUNS)/told-11.jsonl" --checkpoint "$(RUNS)/mixed-11" --num-captions 5 --num-beams 5 --length-penalty 1.3
-	$(DISTIL) "$(RUNS)"/told-8.jsonl "$(RUNS)"/told-9.jsonl "$(RUNS)"/sampled-8.jsonl "$(RUNS)"/told-11.jsonl \
-		--output-dir "$(RUNS)/12" --init-from "$(RUNS)/mixed-11" --seed 48
-	$(MIX) "$(RUNS)/mixed-12" "$(RUNS)/mixed-8" "$(RUNS)/11/best" 0.2 "$(RUNS)/12/best" 0.4
-	$(TELL) "$(RUNS)/told-12.jsonl" --checkpoint "$(RUNS)/mixed-12" --num-captions 5 --num-beams 5 --length-penalty 1.3
-	$(DISTIL) "$(RUNS)"/told-*.jsonl "$(RUNS)/sampled-8.jsonl" \
-		--output-dir "$(RUNS)/13" --init-from "$(RUNS)/mixed-12" --seed 49
-	$(MIX) "$(RUNS)/mixed-13" "$(RUNS)/mixed-8" "$(RUNS)/12/best" 0.3 "$(RUNS)/13/best" 0.3
-	$(TRAIN) --output-dir "$(RUNS)/14" --preset self_critical --init-from "$(RUNS)/mixed-13" --seed 50 $(LAST_STAGES)=2 \
-		--meteor-weight 5
-	$(MIX) "$(RUNS)/mixed-14" "$(RUNS)/mixed-8" "$(RUNS)/12/best" 0.2 "$(RUNS)/13/best" 0.2 "$(RUNS)/14/best" 0.2
-	"$(VENV)/bin/python" scripts/pack_checkpoint.py "$(RUNS)/mixed-14" "$(CHECKPOINT)" --num-beams 5 \
+	$(TRAIN) --preset self_critical --output-dir "$(RUNS)/2" --init-from "$(RUNS)/1/best"
+	$(TRAIN) --preset distil --output-dir "$(RUNS)/3" --init-from "$(RUNS)/2/best"
+	$(TRAIN) --preset distil --output-dir "$(RUNS)/4" --init-from "$(RUNS)/3/best" --seed 43
+	"$(VENV)/bin/python" -m showattend pack-checkpoint "$(RUNS)/4/best" "$(CHECKPOINT)" --num-beams 5 \
 		--no-repeat-ngram-size 3
 
 test: $(VENV)/.dev-installed

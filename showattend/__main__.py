@@ -16,7 +16,7 @@ COMMANDS = {
     "evaluate-onnx": "measure an exported captioner: scores, speed, size",
     "push-to-hub": "upload a captioner to the Hub",
     "pack-checkpoint": "make a trained captioner ready to share",
-    "mix-checkpoints": "average the weights of captioners",
+    "average-checkpoints": "average the weights of captioners",
     "prune-tokenizer": "reduce a tokenizer to the tokens of a dataset",
     "convert-original": "convert a checkpoint of the write-up's code",
     "fetch-original-resnet50": "fetch ImageNet weights of the original ResNet-50",

@@ -1,6 +1,8 @@
 """Make a trained captioner ready to share: `showattend pack-checkpoint RUN/best OUT_FOLDER`."""
 
 from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
 
 from showattend.command_line import CommandParser, given
 
@@ -21,5 +23,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.disable_progress_bar()
         generation = given(options, "num_beams", "length_penalty", "no_repeat_ngram_size")
         size = pack_checkpoint(options.checkpoint, options.output_dir, **generation)
-    print(f"{options.output_dir}: {size / 1e6:.1f} MB")
+    digest = sha256((Path(options.output_dir) / "model.safetensors").read_bytes()).hexdigest()
+    print(f"{options.output_dir}: {size / 1e6:.1f} MB; sha256 of model.safetensors {digest}")
     return 0

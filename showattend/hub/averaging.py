@@ -1,9 +1,7 @@
-"""A captioner between several: the weights of one, moved parts of the way to those of others that were trained from it.
+"""Averages of the weights of captioners that were trained one from another.
 
-What self-critical training gains on photos that it has not seen lies in the first part of its way; the rest of it fits
-the training photos and gives up words. Part of the way keeps most of both (Wortsman et al., 2022, "Robust fine-tuning
-of zero-shot models", https://arxiv.org/abs/2109.01903), and several ways together gain more than each ("Model soups",
-https://arxiv.org/abs/2203.05482).
+An average keeps what several trainings gained ("Model soups", Wortsman et al., 2022,
+https://arxiv.org/abs/2203.05482). Training itself averages with its start (`average_with_start`).
 """
 
 from collections.abc import Mapping
@@ -16,31 +14,31 @@ from showattend.folders import replacing
 
 
 @torch.no_grad()
-def mix_checkpoints(start: str | Path, shares: Mapping[str | Path, float], output_dir: str | Path) -> None:
-    """Write the captioner that is the weighted mean of several; weights that all have in common stay as they are.
+def average_checkpoints(start: str | Path, shares: Mapping[str | Path, float], output_dir: str | Path) -> None:
+    """Write the captioner that is the weighted mean of several; weights that all have in common keep every bit.
 
     Args:
         start: Folder or Hub id of a captioner, whose share is what the others leave.
         shares: Of other captioners with the same config and vocabulary, from 0 to 1, together at most 1.
-        output_dir: Where to write; what lies there is replaced.
+        output_dir: Where to write; an earlier folder is replaced.
 
     Raises:
-        OSError: If a checkpoint cannot be read or the folder not be written.
+        OSError: If a checkpoint cannot be read or the folder cannot be written.
         ValueError: If the shares are out of range or the captioners are of different kinds.
     """
     if min(shares.values()) < 0 or sum(shares.values()) > 1 + 1e-9:
         raise ValueError(f"the shares {', '.join(map(str, shares.values()))} must be at least 0, together at most 1.")
     model, processor = load_captioner(start)
     weights = dict(model.named_parameters())
-    started = {name: parameter.clone() for name, parameter in weights.items()}
+    of_start = {name: parameter.clone() for name, parameter in weights.items()}
     for end, share in shares.items():
         other, other_processor = load_captioner(end)
         others = dict(other.named_parameters())
         shapes, other_shapes = ({name: p.shape for name, p in these.items()} for these in (weights, others))
         if shapes != other_shapes or processor.tokenizer.get_vocab() != other_processor.tokenizer.get_vocab():
-            raise ValueError(f"{start} and {end} are captioners of different sizes or vocabularies: they do not mix.")
+            raise ValueError(f"{start} and {end} have different sizes or vocabularies and cannot be averaged.")
         for name, parameter in weights.items():
-            parameter.add_(others[name] - started[name], alpha=share)
+            parameter.add_(others[name] - of_start[name], alpha=share)
     with replacing(Path(output_dir)) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

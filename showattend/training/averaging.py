@@ -1,5 +1,7 @@
 """Averages of weights, which caption better than the weights of any single step."""
 
+import copy
+
 import torch
 from torch.optim.swa_utils import AveragedModel
 
@@ -22,4 +24,18 @@ def moving_average(model: ShowAttendForConditionalGeneration, decay: float) -> A
 
     average = AveragedModel(model, multi_avg_fn=update)
     average.update_parameters(model)  # the first update copies
+    return average
+
+
+@torch.no_grad()
+def between(
+    start: ShowAttendForConditionalGeneration, end: ShowAttendForConditionalGeneration, share: float
+) -> ShowAttendForConditionalGeneration:
+    """A model with `share` of the start's weights and the rest of the end's, which was trained from it.
+
+    Fine-tuning fits the training set beyond what serves new images; part of the way keeps most of both (Wortsman et
+    al., 2022, "Robust fine-tuning of zero-shot models", https://arxiv.org/abs/2109.01903).
+    """
+    average = copy.deepcopy(start)
+    torch._foreach_lerp_(list(average.parameters()), list(end.parameters()), 1 - share)
     return average

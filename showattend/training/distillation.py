@@ -1,93 +1,113 @@
-"""What to learn a photo from: those of its captions that agree best, and the best of what trained captioners say.
+"""Captions that a captioner generates for the images it is trained on, to learn from beside those that people wrote.
 
-Five people tell of one photo in five ways, and a captioner that is to repeat them all learns to waver. What captioners
-say of it lies closer together; the best of that brings greedy search near to beam search (sequence-level knowledge
-distillation, Kim and Rush, 2016, https://arxiv.org/abs/1606.07947, section 3.3).
+Five people describe one image in five ways, and a captioner trained on all of them hedges. What a captioner generates
+varies less; learning the best of it brings greedy search near to beam search (sequence-level knowledge distillation,
+Kim and Rush, 2016, https://arxiv.org/abs/1606.07947, section 3.3).
 """
 
 import json
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from tqdm.auto import tqdm
 
 from modeling_showattend.metrics import CiderMeteorReward
-
-OWN_CAPTIONS = 3  # of a photo that are kept
-TEACHER_CAPTIONS = 2  # that come to them
-METEOR_WEIGHT = 5.0  # in the score by which both are chosen
+from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
+from modeling_showattend.processing_showattend import ShowAttendProcessor
 
 Captions = Mapping[str, Sequence[str]]  # image id -> its captions
 
+BEAMS: dict[str, Any] = dict(num_beams=5, num_return_sequences=5, length_penalty=1.3, no_repeat_ngram_size=3)
+SAMPLES: dict[str, Any] = dict(
+    do_sample=True, num_return_sequences=10, temperature=0.8, top_k=0, num_beams=1, no_repeat_ngram_size=3
+)
+METEOR_WEIGHT = 5.0  # in the score that chooses among them
+BATCH_SIZE = 64
 
-def distilled_captions(captions: Captions, teachers: Sequence[str | Path]) -> dict[str, list[str]]:
-    """Each image's own captions that agree best with its others, and the teachers' that agree best with all its own.
+
+def generate_captions(
+    model: ShowAttendForConditionalGeneration,
+    processor: ShowAttendProcessor,
+    image_ids: Sequence[str],
+    inputs_of: Callable[[Sequence[int]], Mapping[str, torch.Tensor]],
+    path: Path,
+    accelerator: Accelerator,
+    max_length: int,
+    seed: int,
+) -> dict[str, list[str]]:
+    """The results of a beam search and samples for each image, in a file that grows; an interrupted call resumes.
 
     Args:
-        captions: Those of the training photos.
-        teachers: JSON Lines that `scripts/caption.py` wrote of them, with any number of captions a photo.
+        inputs_of: Gives the images of some rows as `generate` takes them: pixel_values or image_features.
+        path: JSON Lines, a row an image: `image_id` and `captions`. It must be of the same model and arguments.
 
-    Raises:
-        OSError: If a file cannot be read.
-        ValueError: If it is in another format, or a photo is in none of them.
+    Returns:
+        image id -> its captions, each once, on every process.
     """
-    told: dict[str, dict[str, None]] = defaultdict(dict)  # in order, each once
-    for path in teachers:
-        for image_id, caption in read_captions(path):
-            told[image_id][caption] = None
-    if missing := captions.keys() - told.keys():
-        raise ValueError(
-            f"{', '.join(map(str, teachers))} caption {len(captions) - len(missing)} of {len(captions)} training "
-            f"photos; {min(missing)} is missing: have scripts/caption.py caption all of them."
-        )
-    candidates = {image_id: list(told[image_id]) for image_id in captions}
-    own = _best(captions, agreement(captions), OWN_CAPTIONS)
-    theirs = _best(candidates, _scores(candidates, captions), TEACHER_CAPTIONS)
-    return {image_id: own[image_id] + theirs[image_id] for image_id in captions}
+    model.eval()
+    generated = broadcast_object_list([_read(path) if accelerator.is_main_process else None])[0]
+    size = BATCH_SIZE * accelerator.num_processes
+    bar = tqdm(total=len(image_ids), desc="captions", unit="image", disable=not accelerator.is_local_main_process)
+    for start in range(0, len(image_ids), size):
+        rows = range(start, min(start + size, len(image_ids)))
+        if not all(image_ids[row] in generated for row in rows):
+            set_seed(seed + start + accelerator.process_index)  # so that samples do not depend on interruptions
+            mine = rows[accelerator.process_index :: accelerator.num_processes]
+            captions = _generate(model, processor, inputs_of(mine), accelerator, max_length) if mine else []
+            batch = dict(gather_object([(image_ids[row], texts) for row, texts in zip(mine, captions, strict=True)]))
+            if accelerator.is_main_process:
+                with path.open("a", encoding="utf-8") as file:
+                    file.writelines(json.dumps({"image_id": name, "captions": batch[name]}) + "\n" for name in batch)
+            generated |= batch
+        bar.update(len(rows))
+    bar.close()
+    accelerator.wait_for_everyone()
+    return generated
 
 
-def agreement(captions: Captions) -> dict[str, list[float]]:
-    """The score of each caption with the image's other captions as references; 0 where it is the only one."""
-    scores = {image_id: [0.0] * len(own) for image_id, own in captions.items()}
-    for number in range(max(map(len, captions.values()))):
-        some = {image_id: own for image_id, own in captions.items() if len(own) > max(number, 1)}
-        others = {image_id: [*own[:number], *own[number + 1 :]] for image_id, own in some.items()}
-        if others:
-            judged = {image_id: [own[number]] for image_id, own in some.items()}
-            for image_id, [score] in _scores(judged, others).items():
-                scores[image_id][number] = score
-    return scores
+@torch.inference_mode()
+def _generate(
+    model: ShowAttendForConditionalGeneration,
+    processor: ShowAttendProcessor,
+    inputs: Mapping[str, torch.Tensor],
+    accelerator: Accelerator,
+    max_length: int,
+) -> list[list[str]]:
+    with accelerator.autocast():
+        encoded = model.encoder(**{name: tensor.to(accelerator.device) for name, tensor in inputs.items()})
+        images = len(encoded.last_hidden_state)
+        captions: list[list[str]] = [[] for _ in range(images)]
+        for search in (BEAMS, SAMPLES):
+            tokens = model.generate(encoder_outputs=encoded, max_length=max_length, **search)
+            texts = processor.batch_decode(tokens, skip_special_tokens=True)
+            for number, text in enumerate(texts):
+                captions[number * images // len(texts)].append(text)
+    return [list(dict.fromkeys(texts)) for texts in captions]
 
 
-def read_captions(path: str | Path) -> list[tuple[str, str]]:
-    """Image id (the file's name) and caption of each row that `scripts/caption.py --output` wrote.
-
-    Raises:
-        OSError: If the file cannot be read.
-        ValueError: If it is in another format.
-    """
-    captions = []
-    with Path(path).open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-                captions.append((Path(row["path"]).name, str(row["caption"])))
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f"{path}, line {number}: no row of path and caption in JSON.") from error
-    return captions
+def _read(path: Path) -> dict[str, list[str]]:
+    """The rows of whole lines; what was half-written when a process was killed is cut off."""
+    if not path.exists():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    rows = map(json.loads, whole.splitlines())
+    return {row["image_id"]: row["captions"] for row in rows}
 
 
-def _scores(captions: Captions, references: Captions) -> dict[str, list[float]]:
-    pairs = [(image_id, caption) for image_id, own in captions.items() for caption in own]
-    image_ids, flat = zip(*pairs, strict=True)
-    scores = CiderMeteorReward(references, METEOR_WEIGHT).reward(image_ids, flat)
-    of_image: dict[str, list[float]] = defaultdict(list)
-    for image_id, score in zip(image_ids, scores.tolist(), strict=True):
-        of_image[image_id].append(score)
-    return of_image
-
-
-def _best(captions: Captions, scores: Mapping[str, Sequence[float]], count: int) -> dict[str, list[str]]:
-    return {
-        image_id: [own[place] for place in sorted(range(len(own)), key=lambda place: -scores[image_id][place])[:count]]
-        for image_id, own in captions.items()
-    }
+def best_captions(generated: Captions, references: Captions, count: int) -> dict[str, list[str]]:
+    """Of each image's generated captions the `count` that agree best with its references, the best first."""
+    pairs = [(image_id, caption) for image_id, captions in generated.items() for caption in captions]
+    rewards = CiderMeteorReward(references, METEOR_WEIGHT).reward(*zip(*pairs, strict=True))
+    ranked = sorted(zip(pairs, rewards.tolist(), strict=True), key=lambda scored: -scored[1])
+    best: dict[str, list[str]] = {image_id: [] for image_id in generated}
+    for (image_id, caption), _ in ranked:
+        if len(best[image_id]) < count:
+            best[image_id].append(caption)
+    return best

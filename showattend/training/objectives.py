@@ -3,6 +3,7 @@
 from typing import Any, Protocol
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from modeling_showattend.metrics import CiderDReward
@@ -51,7 +52,7 @@ class SelfCritical:
     """Minus the advantage-weighted log probability of sampled captions; what is logged is minus their mean reward.
 
     Args:
-        model: As it is trained, wrapped for several processes or not.
+        model: As accelerate prepared it, which casts to the run's precision and gathers gradients of all processes.
         captioner: The same model, unwrapped.
         sampling: Arguments of [`sample_captions`]: samples, baseline and max_length.
     """
@@ -61,12 +62,14 @@ class SelfCritical:
 
     def __init__(
         self,
+        accelerator: Accelerator,
         model: nn.Module,
         captioner: ShowAttendForConditionalGeneration,
         processor: ShowAttendProcessor,
         reward: CiderDReward,
         **sampling: Any,
     ) -> None:
+        self.accelerator = accelerator
         self.model = model
         self.captioner = captioner
         self.processor = processor
@@ -74,9 +77,11 @@ class SelfCritical:
         self.sampling = sampling
 
     def __call__(self, batch: Batch, num_labels: int, num_batches: int) -> tuple[torch.Tensor, torch.Tensor]:
-        labels, advantages, mean_reward = sample_captions(
-            self.captioner, self.processor, batch, self.reward, **self.sampling
-        )
+        # Autocast of its own: the forward pass below must not meet weights that were cast without a gradient.
+        with self.accelerator.autocast():
+            labels, advantages, mean_reward = sample_captions(
+                self.captioner, self.processor, batch, self.reward, **self.sampling
+            )
         inputs = self.captioner.prepare_decoder_input_ids_from_labels(labels)
         logits = self.model(image_features=batch.image_features, decoder_input_ids=inputs, use_cache=False).logits
         loss = policy_gradient_loss(logits, labels, advantages) / ((labels != -100).sum() * num_batches)

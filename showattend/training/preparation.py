@@ -1,5 +1,7 @@
 """What a run begins with: an output folder that can be written, a model with its processor, and labels."""
 
+import dataclasses
+import hashlib
 import json
 import re
 import shutil
@@ -28,26 +30,30 @@ MAY_CHANGE = {
 FREE_BYTES = 2e9  # two checkpoints and two models at once, with their optimizer
 
 
-def check_output_folder(output: Path, run: dict[str, Any]) -> None:
-    """Refuse, before any work is done, what would fail after hours of it.
+def run_identity(settings: TrainingSettings, num_processes: int) -> dict[str, Any]:
+    """What a run is and must still be when it resumes.
+
+    A step is counted in batches of all processes, and averages and generated captions depend on the start's weights.
+    """
+    identity = dataclasses.asdict(settings) | {"num_processes": num_processes}
+    weights = Path(settings.init_from or "") / "model.safetensors"
+    if settings.init_from is not None and weights.is_file():
+        identity["weights_of_init_from"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    return identity
+
+
+def prepare_output_folder(output: Path, run: dict[str, Any]) -> None:
+    """Write `settings.json`, and refuse, before any work is done, what would fail after hours of it.
 
     Args:
-        run: The settings, which must be those of the run in the folder if it has left a checkpoint to resume from.
+        run: The [`run_identity`], which must be that of the run in the folder if it has left something to resume from.
 
     Raises:
         OSError: If the folder cannot be written or the disk is full.
         ValueError: If the folder holds a run with other settings.
     """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "settings.test").write_text("")
-        (output / "settings.test").unlink()
-    except OSError as error:
-        raise OSError(f"`output_dir` {output} cannot be written: {error.strerror or error}.") from error
-    free = shutil.disk_usage(output).free
-    if free < FREE_BYTES:
-        raise OSError(f"`output_dir` {output} has {free / 1e9:.1f} GB free; a run needs {FREE_BYTES / 1e9:.0f} GB.")
-    if (output / "checkpoint").exists() or (output / "checkpoint.old").exists():
+    resumable = any((output / name).exists() for name in ("checkpoint", "checkpoint.old", "generated.jsonl"))
+    if resumable:
         earlier = json.loads((output / "settings.json").read_text())
         changed = [name for name in run if run[name] != earlier.get(name) and name not in MAY_CHANGE]
         if changed:
@@ -55,6 +61,15 @@ def check_output_folder(output: Path, run: dict[str, Any]) -> None:
                 f"{output} holds a run with another {', '.join(changed)}: resume it with its settings, or name "
                 "another `output_dir`."
             )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "settings.new").write_text(json.dumps(run, indent=2) + "\n")
+        (output / "settings.new").replace(output / "settings.json")
+    except OSError as error:
+        raise OSError(f"`output_dir` {output} cannot be written: {error.strerror or error}.") from error
+    free = shutil.disk_usage(output).free
+    if free < FREE_BYTES:
+        raise OSError(f"`output_dir` {output} has {free / 1e9:.1f} GB free; a run needs {FREE_BYTES / 1e9:.0f} GB.")
 
 
 def check_metric(name: str) -> None:

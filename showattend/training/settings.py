@@ -26,7 +26,7 @@ AT_LEAST_1 = (
 )
 AT_LEAST_0 = (
     *("learning_rate", "encoder_learning_rate", "weight_decay", "max_grad_norm"),
-    *("plateau_patience", "warmup_steps", "num_workers", "meteor_weight"),
+    *("plateau_patience", "warmup_steps", "num_workers", "meteor_weight", "generated_captions", "freeze_epochs"),
 )
 METRICS = ("loss", "token_accuracy", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider", "spice")
 
@@ -46,12 +46,10 @@ class TrainingSettings:
     tokenizer: str = _setting("bert-base-uncased", "Hub id, folder, or vocab.txt of a BERT tokenizer.")
     prune_tokenizer: bool = _setting(False, "Keep only the tokens that the training captions use.")
     keep_final_stop: bool = _setting(True, "Keep the full stop that ends a caption.")
-    teacher_captions: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Files that scripts/caption.py wrote of the training images (JSON Lines): learn the best, and "
-            "of an image's own captions those that agree best."
-        },
+    generated_captions: int = _setting(
+        0,
+        "Learn this many more captions of each image: of those that the start generates (--init-from), the ones that "
+        "agree best with the image's own.",
     )
     max_length: int = _setting(30, "Tokens of a caption, [CLS] and [SEP] counted; longer ones are cut.")
     flip: bool = _setting(False, "Show each image mirrored half the time.")
@@ -68,6 +66,7 @@ class TrainingSettings:
     encoder_weights: str = _setting("IMAGENET1K_V1", "torchvision's name of weights, or a file with a state dict.")
     stride_in_1x1: bool = _setting(False, "The weights are of the original ResNet, which strides in the 1x1.")
     finetune_last_stages: int = _setting(0, "Train this many of the encoder's last stages.")
+    freeze_epochs: int = _setting(0, "Leave those stages as they are for this many epochs.")
     embed_size: int = _setting(300, "Length of a token's embedding.")
     attention_dim: int = _setting(256, "Units of the attention's hidden layer.")
     decoder_dim: int = _setting(512, "Units of the LSTM.")
@@ -103,7 +102,10 @@ class TrainingSettings:
     plateau_patience: int = _setting(5, "... after this many epochs without a lower validation loss.")
     warmup_steps: int = _setting(0, "Optimizer steps in which the learning rate rises from 0 (not on a plateau).")
     weight_decay: float = _setting(0.0, "AdamW's weight decay (0: Adam).")
-    ema_decay: float = _setting(0.0, "Judge and keep a running average of the weights with this decay (0: do not).")
+    ema_decay: float = _setting(0.0, "Judge and keep a moving average of the weights with this decay (0: do not).")
+    average_with_start: float = _setting(
+        0.0, "Judge and keep an average of the weights with those of --init-from, which have this share (0: do not)."
+    )
     max_grad_norm: float = _setting(0.0, "Clip the gradient to this norm (0: do not).")
     mixed_precision: str | None = _setting(
         None, "By default what accelerate is configured for.", choices=("no", "fp16", "bf16")
@@ -132,6 +134,8 @@ class TrainingSettings:
             raise ValueError(f"`lr_scheduler` {self.lr_scheduler} has no warm-up: leave `warmup_steps` at 0.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must be at least 0 and less than 1, not {self.ema_decay}.")
+        if not 0 <= self.average_with_start < 1:
+            raise ValueError(f"`average_with_start` must be at least 0 and less than 1, not {self.average_with_start}.")
         if not 0 < self.min_crop <= 1:
             raise ValueError(f"`min_crop` must lie above 0 and not above 1, not be {self.min_crop}.")
         if self.min_crop < 1 and not self.finetune_last_stages:
@@ -140,8 +144,11 @@ class TrainingSettings:
             raise ValueError(f"`max_length` must be at least 3 ([CLS], a token and [SEP]), not {self.max_length}.")
         if self.objective == "self_critical" and self.init_from is None:
             raise ValueError("`objective` self_critical is a second phase: name its start with `init_from`.")
-        if self.objective == "self_critical" and self.teacher_captions:
-            raise ValueError("`teacher_captions` are learnt with `objective` cross_entropy.")
+        for name in ("average_with_start", "generated_captions"):
+            if getattr(self, name) and self.init_from is None:
+                raise ValueError(f"`{name}` needs a start: name it with `init_from`.")
+        if self.objective == "self_critical" and self.generated_captions:
+            raise ValueError("`generated_captions` are learnt with `objective` cross_entropy.")
         if self.baseline == "samples" and self.samples_per_image < 2:
             raise ValueError("`baseline` samples needs `samples_per_image` of at least 2.")
 

@@ -1,5 +1,6 @@
 """The training loop, from captions and images to the best model."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -11,7 +12,7 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler
@@ -24,11 +25,11 @@ from showattend.data.features import FeatureCache
 from showattend.evaluation.evaluate import caption_images, validation_loss
 from showattend.folders import recover, replacing
 
-from .averaging import moving_average
-from .distillation import distilled_captions
+from .averaging import between, moving_average
+from .distillation import best_captions, generate_captions
 from .figures import write_log
 from .objectives import CrossEntropy, Objective, SelfCritical
-from .preparation import build_model, caption_labels, check_metric, check_output_folder
+from .preparation import build_model, caption_labels, check_metric, prepare_output_folder, run_identity
 from .settings import TrainingSettings
 
 logger = get_logger(__name__)
@@ -79,20 +80,20 @@ class Trainer:
             mixed_precision=settings.mixed_precision,
             log_with=None if settings.report_to == "none" else settings.report_to,
             project_dir=self.output,
+            # Weights that are not trained at first get no gradient, which several processes must agree on.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=settings.freeze_epochs > 0)],
         )
         set_seed(settings.seed)
-        # A step is counted in batches of all processes: their number belongs to a run.
-        run = dataclasses.asdict(settings) | {"num_processes": self.accelerator.num_processes}
         if self.accelerator.is_main_process:
-            check_output_folder(self.output, run)
+            prepare_output_folder(self.output, run_identity(settings, self.accelerator.num_processes))
             check_metric(settings.metric_for_best_model)
         self.accelerator.wait_for_everyone()
-        self.load_data()
-        set_seed(settings.seed, device_specific=True)  # from here on, each process draws for itself
-        self.prepare_training()
-        self.resume()
-        if self.accelerator.is_main_process:
-            (self.output / "settings.json").write_text(json.dumps(run, indent=2) + "\n")
+        recover(self.output / "best")
+        self.checkpoint = self.output / "checkpoint"
+        self.resumes = recover(self.checkpoint)
+        self.progress = Progress()
+        if self.resumes:
+            self.progress = Progress(**json.loads((self.checkpoint / "progress.json").read_text()))
 
     def load_data(self) -> None:
         """Captions as tokens, images as the frozen encoder's features, and the model that both depend on."""
@@ -119,18 +120,33 @@ class Trainer:
         train_images = self.features.build(train_set, flipped=settings.flip)
         self.validation_images = self.features.build(self.validation_set)
 
-        image_ids, captions = train_set["image_id"], train_set["captions"]
-        self.captions_of_image = dict(zip(image_ids, captions, strict=True))
-        if settings.teacher_captions:
-            distilled = distilled_captions(self.captions_of_image, settings.teacher_captions)
-            captions = [distilled[image_id] for image_id in image_ids]
-        labels = caption_labels(captions, self.processor, settings)
+        image_ids = train_set["image_id"]
+        self.references = dict(zip(image_ids, train_set["captions"], strict=True))
+        captions = self.references
+        if settings.generated_captions:
+            generated = self.generate_captions(image_ids, train_images)
+            captions = {image_id: [*captions[image_id], *generated[image_id]] for image_id in image_ids}
+        labels = caption_labels(captions.values(), self.processor, settings)
         self.items = make_items(train_images, image_ids, labels, settings.captions_per_image)
 
-        image_ids, captions = self.validation_set["image_id"], self.validation_set["captions"]
-        self.references = dict(zip(image_ids, captions, strict=True))
-        labels = caption_labels(captions, self.processor, settings)
+        image_ids = self.validation_set["image_id"]
+        self.validation_references = dict(zip(image_ids, self.validation_set["captions"], strict=True))
+        labels = caption_labels(self.validation_references.values(), self.processor, settings)
         self.validation_items = make_items(self.validation_images, image_ids, labels, settings.captions_per_image)
+
+    def generate_captions(self, image_ids: list[str], images: list[str]) -> dict[str, list[str]]:
+        """The best of what the model, which is still the start, generates for the training images."""
+        generated = generate_captions(
+            self.model,
+            self.processor,
+            image_ids,
+            lambda rows: {"image_features": self.features.get([images[row] for row in rows])},
+            self.output / "generated.jsonl",
+            self.accelerator,
+            max_length=self.settings.max_length,
+            seed=self.settings.seed,
+        )
+        return best_captions(generated, self.references, self.settings.generated_captions)
 
     def prepare_training(self) -> None:
         """The optimizer, its schedule, averages of the weights, and the objective."""
@@ -153,7 +169,8 @@ class Trainer:
             num_training_steps=len(self.order_of(0)) * settings.epochs,
             scheduler_specific_kwargs=plateau if self.on_plateau else None,
         )
-        # A copy, so made before `prepare`, which replaces the model's forward by one that is bound to it.
+        # Copies are made before `prepare`, which replaces the model's forward by one that is bound to it.
+        self.start = copy.deepcopy(self.model) if settings.average_with_start else None
         self.average = moving_average(self.model, settings.ema_decay) if settings.ema_decay else None
         self.wrapped, self.optimizer = accelerator.prepare(self.model, optimizer)
         accelerator.register_for_checkpointing(self.scheduler)
@@ -161,18 +178,21 @@ class Trainer:
             accelerator.register_for_checkpointing(self.average)
         accelerator.init_trackers("showattend", config={k: str(v) for k, v in dataclasses.asdict(settings).items()})
         self.objective = self.make_objective()
+        if self.resumes:
+            accelerator.load_state(str(self.checkpoint))
+            logger.info(f"Resuming {self.output} at step {self.progress.step} of epoch {self.progress.epoch + 1}.")
 
     def make_objective(self) -> Objective:
         settings = self.settings
         if settings.objective == "cross_entropy":
             return CrossEntropy(self.wrapped)
         weight = settings.meteor_weight
-        captions = self.captions_of_image
         return SelfCritical(
+            self.accelerator,
             self.wrapped,
             self.model,
             self.processor,
-            CiderMeteorReward(captions, weight) if weight else CiderDReward(captions),
+            CiderMeteorReward(self.references, weight) if weight else CiderDReward(self.references),
             samples=settings.samples_per_image,
             baseline=settings.baseline,
             max_length=settings.max_length,
@@ -190,6 +210,10 @@ class Trainer:
         )
 
     def train(self) -> Path:
+        if not self.progress.finished(self.settings):
+            self.load_data()
+            set_seed(self.settings.seed, device_specific=True)  # from here on, each process draws for itself
+            self.prepare_training()
         while not self.progress.finished(self.settings):
             self.train_epoch()
             figures = self.validate()
@@ -210,6 +234,8 @@ class Trainer:
         # A generator of its own: workers would take their seed from dropout's, once more when a run resumes.
         loader = DataLoader(steps, batch_size=None, num_workers=self.settings.num_workers, generator=torch.Generator())
         self.wrapped.train(self.objective.uses_dropout)
+        if progress.epoch < self.settings.freeze_epochs:
+            self.model.encoder.requires_grad_(False)
         with tqdm(
             total=len(order),
             initial=progress.step,
@@ -250,8 +276,7 @@ class Trainer:
             # Processes and micro-batches exchange gradients once a step, after the last micro-batch.
             last = number == len(batches)
             with nullcontext() if last else accelerator.no_sync(self.wrapped):
-                with accelerator.autocast():
-                    loss, part = self.objective(batch, num_labels, len(batches) * accelerator.num_processes)
+                loss, part = self.objective(batch, num_labels, len(batches) * accelerator.num_processes)
                 accelerator.backward(loss * accelerator.num_processes)  # whose mean is taken over the processes
             logged += part.to(accelerator.device)
         if settings.max_grad_norm:
@@ -269,18 +294,20 @@ class Trainer:
         settings, accelerator, progress = self.settings, self.accelerator, self.progress
         figures: dict[str, Any] = {"train_loss": progress.loss / progress.step}
         batch_size = max(settings.batch_size // settings.captions_per_image, 1)
-        figures |= validation_loss(self.judged, self.validation_items, self.features, accelerator, batch_size)
-        captions = caption_images(
-            self.judged,
-            self.processor,
-            self.validation_set["image_id"],
-            lambda rows: {"image_features": self.features.get([self.validation_images[row] for row in rows])},
-            accelerator,
-            num_beams=settings.validation_num_beams,
-            max_length=settings.max_length,
-        )
+        judged = self.judged()
+        with accelerator.autocast():
+            figures |= validation_loss(judged, self.validation_items, self.features, accelerator, batch_size)
+            captions = caption_images(
+                judged,
+                self.processor,
+                self.validation_set["image_id"],
+                lambda rows: {"image_features": self.features.get([self.validation_images[row] for row in rows])},
+                accelerator,
+                num_beams=settings.validation_num_beams,
+                max_length=settings.max_length,
+            )
         if accelerator.is_main_process:
-            figures |= score_captions(captions, self.references)
+            figures |= score_captions(captions, self.validation_references)
         figures = broadcast_object_list([figures])[0]
         progress.epoch, progress.step, progress.loss = progress.epoch + 1, 0, 0.0
         figures = {"epoch": progress.epoch, "learning_rate": self.optimizer.param_groups[0]["lr"], **figures}
@@ -292,10 +319,10 @@ class Trainer:
             write_log(self.output, figures, captions, self.validation_set)
         return figures
 
-    @property
     def judged(self) -> ShowAttendForConditionalGeneration:
         """The weights that are validated and kept."""
-        return self.model if self.average is None else cast(ShowAttendForConditionalGeneration, self.average.module)
+        model = self.model if self.average is None else cast(ShowAttendForConditionalGeneration, self.average.module)
+        return model if self.start is None else between(self.start, model, self.settings.average_with_start)
 
     def keep_best(self, figures: dict[str, Any]) -> None:
         metric, progress = self.settings.metric_for_best_model, self.progress
@@ -304,7 +331,7 @@ class Trainer:
             progress.best, progress.epochs_without_improvement = score, 0
             with replacing(self.output / "best") as folder:
                 if self.accelerator.is_main_process:
-                    self.judged.save_pretrained(folder)
+                    self.judged().save_pretrained(folder)
                     self.processor.save_pretrained(folder)
         else:
             progress.epochs_without_improvement += 1
@@ -314,13 +341,3 @@ class Trainer:
             self.accelerator.save_state(str(folder))
             if self.accelerator.is_main_process:
                 (folder / "progress.json").write_text(json.dumps(dataclasses.asdict(self.progress)))
-
-    def resume(self) -> None:
-        """Take up where the last checkpoint stands, if there is one."""
-        self.progress = Progress()
-        checkpoint = self.output / "checkpoint"
-        if recover(checkpoint):
-            self.accelerator.load_state(str(checkpoint))
-            self.progress = Progress(**json.loads((checkpoint / "progress.json").read_text()))
-            logger.info(f"Resuming {self.output} at step {self.progress.step} of epoch {self.progress.epoch + 1}.")
-        recover(self.output / "best")

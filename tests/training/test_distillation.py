@@ -1,56 +1,73 @@
-"""What a captioner learns from captions that others wrote."""
+"""What a captioner learns from captions that it generates for its training images."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate import Accelerator
 
-from showattend.training.distillation import agreement, distilled_captions
+from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
+from showattend.training import distillation
+from showattend.training.distillation import best_captions, generate_captions
 
 DOG = ["a dog runs through the grass", "a dog runs on the grass", "the dog runs through grass", "nothing to see here"]
 CAT = ["a cat sits on a red ball", "a cat on a ball", "one cat with a red ball", "a bird"]
-BIRD = ["a bird flies over a photo", "a bird flies", "a black bird flies over a photo of a cat", "it flies"]
-CAPTIONS = {"dog.jpg": DOG, "cat.jpg": CAT, "bird.jpg": BIRD}
+REFERENCES = {"dog.jpg": DOG, "cat.jpg": CAT}
 
 
-def write(path: Path, captions: dict[str, list[str]]) -> Path:
-    """As scripts/caption.py does."""
-    rows = [{"path": f"photos/{name}", "caption": c, "score": -1.0} for name, own in captions.items() for c in own]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def test_agreement() -> None:
-    scores = agreement(CAPTIONS | {"alone.jpg": ["a dog"]})
-    assert scores["alone.jpg"] == [0]
-    assert min(scores["dog.jpg"]) == scores["dog.jpg"][3]  # which no one else says
-    assert scores["dog.jpg"][0] > 2.5
-    assert {name: len(own) for name, own in scores.items()} == {**dict.fromkeys(CAPTIONS, 4), "alone.jpg": 1}
-
-
-def test_distilled_captions(tmp_path: Path) -> None:
-    said = {
-        "dog.jpg": ["a dog runs through the grass", "a red photo"],
+def test_best_captions() -> None:
+    generated = {
+        "dog.jpg": ["a red photo", "a dog runs", "a dog runs through the grass", "a cat sits on a red ball"],
         "cat.jpg": ["a cat"],
-        "bird.jpg": ["a bird flies"],
     }
-    first = write(tmp_path / "first.jsonl", said | {"unknown.jpg": ["a dog"]})
-    second = write(tmp_path / "second.jsonl", {"dog.jpg": ["a dog runs", "a dog runs through the grass"]})
-    distilled = distilled_captions(CAPTIONS, [first, second])
-    assert list(distilled) == list(CAPTIONS)
-    assert set(distilled["dog.jpg"][:3]) == set(DOG[:3])  # the fourth agrees with none
-    assert distilled["dog.jpg"][3:] == ["a dog runs through the grass", "a dog runs"]  # the better first, each once
-    assert distilled["cat.jpg"][3:] == ["a cat"]
-    assert "it flies" not in distilled["bird.jpg"]
+    best = best_captions(generated, REFERENCES, 2)
+    assert best == {"dog.jpg": ["a dog runs through the grass", "a dog runs"], "cat.jpg": ["a cat"]}
 
 
-def test_files_that_do_not_fit(tmp_path: Path) -> None:
-    few = write(tmp_path / "few.jsonl", {"dog.jpg": ["a dog"]})
-    with pytest.raises(ValueError, match=r"few\.jsonl caption 1 of 3 training photos; bird\.jpg is missing"):
-        distilled_captions(CAPTIONS, [few])
-    with few.open("a") as file:
-        file.write('{"path": "cat.jpg"}\n')
-    with pytest.raises(ValueError, match=r"few\.jsonl, line 2: no row of path and caption"):
-        distilled_captions(CAPTIONS, [few])
-    with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
-        distilled_captions(CAPTIONS, [tmp_path / "none.jsonl"])
+@pytest.fixture
+def generate(
+    make_model: Callable[..., ShowAttendForConditionalGeneration],
+    processor: ShowAttendProcessor,
+    image_features: torch.Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[str], dict[str, list[str]]]:
+    """Captions of seven images in batches of two, into a file of that name."""
+    monkeypatch.setattr(distillation, "BATCH_SIZE", 2)
+    features = torch.cat([image_features, 2 * image_features, -image_features[:1]])
+
+    def run(name: str) -> dict[str, list[str]]:
+        return generate_captions(
+            make_model(seed=1),
+            processor,
+            [f"{number}.jpg" for number in range(7)],
+            lambda rows: {"image_features": features[list(rows)]},
+            tmp_path / name,
+            Accelerator(cpu=True),
+            max_length=8,
+            seed=0,
+        )
+
+    return run
+
+
+def test_generated_captions(generate: Callable[[str], dict[str, list[str]]], tmp_path: Path) -> None:
+    generated = generate("all.jsonl")
+    assert list(generated) == [f"{number}.jpg" for number in range(7)]
+    for captions in generated.values():
+        assert 5 <= len(captions) <= 15 and len(set(captions)) == len(captions)
+    rows = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    assert {row["image_id"]: row["captions"] for row in rows} == generated
+    assert len({tuple(captions) for captions in generated.values()}) > 3
+
+
+@pytest.mark.parametrize("size", [0, 1, 40, 500, -1])
+def test_killed_while_generating(generate: Callable[[str], dict[str, list[str]]], tmp_path: Path, size: int) -> None:
+    """Whatever part of the file had been written, the captions are those of an unbroken run."""
+    generated = generate("all.jsonl")
+    whole = (tmp_path / "all.jsonl").read_bytes()
+    (tmp_path / "broken.jsonl").write_bytes(whole[:size])
+    assert generate("broken.jsonl") == generated
+    assert generate("broken.jsonl") == generated

@@ -114,7 +114,7 @@ def test_bad_preset(tmp_path: Path, text: str, message: str) -> None:
     [
         (
             ["--preset", "orignal"],
-            r"no preset .*/orignal.yaml: name one of .*original, .*tuned, two_stages, or a YAML file",
+            r"no preset .*/orignal.yaml: name one of .*original, .*tuned, or a YAML file",
         ),
         (["--preset", "nowhere/mine.yaml"], r"no preset nowhere/mine.yaml"),
         (["--preset"], "--preset: expected one argument"),
@@ -136,6 +136,9 @@ def test_bad_preset(tmp_path: Path, text: str, message: str) -> None:
         (["--min-crop", "0.8"], "--min-crop needs --finetune-last-stages"),
         (["--max-length", "2"], "--max-length must be at least 3"),
         (["--objective", "self_critical"], "name its start with --init-from"),
+        (["--average-with-start", "0.5"], "--average-with-start needs a start: name it with --init-from"),
+        (["--average-with-start", "1", "--init-from", "best"], "--average-with-start must be at least 0 and less"),
+        (["--generated-captions", "2"], "--generated-captions needs a start: name it with --init-from"),
         (["--baseline", "samples", "--samples-per-image", "1"], "at least 2"),
     ],
 )

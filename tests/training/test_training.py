@@ -18,8 +18,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import set_seed
 from PIL import Image
-from safetensors.torch import load_file
-from tiny_flickr import COLOURS, ROOT, SHAPES, command_line, environment, make_folder, training_settings
+from safetensors.torch import load_file, save_file
+from tiny_flickr import ROOT, command_line, environment, make_folder, training_settings
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -476,27 +476,82 @@ def test_loss_that_is_not_finite(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "checkpoint").exists()
 
 
-def test_teachers_captions(folder: Path, tmp_path: Path) -> None:
-    """What others said of the photos is learnt, and each photo's own captions that agree least are not."""
-    said = tmp_path / "said.jsonl"
-    rows = [
-        {"path": f"{folder}/photos/Images/{colour}_{shape}.jpg", "caption": f"{shape} {shape} {colour}", "score": -1.0}
-        for colour in COLOURS
-        for shape in SHAPES
-    ]
-    said.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    learnt: list[list[str]] = []
+def test_precision_of_half(folder: Path, tmp_path: Path, overfitted: Path) -> None:
+    """Every trained weight moves in bfloat16, whether captions are sampled from it before or not."""
+    start = load_file(overfitted / "best" / "model.safetensors")
+    common: dict[str, Any] = dict(mixed_precision="bf16", init_from=str(overfitted / "best"), finetune_last_stages=1)
+    for objective in ("cross_entropy", "self_critical"):
+        train(folder, tmp_path / objective, objective=objective, captions_per_image=5, batch_size=10, **common)
+        for name, weights in last_weights(tmp_path / objective).items():
+            trained = name.startswith("decoder.") or (name.startswith("encoder.resnet.7.") and "running" not in name)
+            if trained and name != "decoder.attention.A.bias" and "num_batches" not in name:
+                assert not torch.equal(weights, start[name]), name
 
-    def remember(captions: list[list[str]], *others: Any) -> list[list[list[int]]]:
-        learnt.append([caption for of_photo in captions for caption in of_photo])
-        return caption_labels(captions, *others)
+
+def test_encoder_is_frozen_for_the_first_epochs(folder: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = dict(finetune_last_stages=1, captions_per_image=5, batch_size=15, freeze_epochs=1)
+    train(folder, tmp_path / "run", **settings)
+    first = last_weights(tmp_path / "run")
+    before = load_file(folder / "resnet18.safetensors")
+    assert torch.equal(first["encoder.resnet.7.0.conv1.weight"], before["layer4.0.conv1.weight"])
+    train(folder, tmp_path / "run", epochs=2, **settings)
+    second = last_weights(tmp_path / "run")
+    assert not torch.equal(first["encoder.resnet.7.0.conv1.weight"], second["encoder.resnet.7.0.conv1.weight"])
+    assert not torch.equal(first["decoder.fcn.weight"], second["decoder.fcn.weight"])
+
+
+def test_average_with_the_start(folder: Path, tmp_path: Path, overfitted: Path) -> None:
+    settings: dict[str, Any] = dict(init_from=str(overfitted / "best"), dropout=0.0, batch_size=20)
+    train(folder, tmp_path / "run", average_with_start=0.75, epochs=2, **settings)
+    start, best = (load_file(run / "best" / "model.safetensors") for run in (overfitted, tmp_path / "run"))
+    train(folder, tmp_path / "plain", epochs=2, **settings)
+    log, plain_log = read_log(tmp_path / "run"), read_log(tmp_path / "plain")
+    assert [line["train_loss"] for line in log] == [line["train_loss"] for line in plain_log]
+    assert [line["loss"] for line in log] != [line["loss"] for line in plain_log]
+    assert log[1]["loss"] == min(line["loss"] for line in log)
+    for name, end in last_weights(tmp_path / "run").items():
+        if end.is_floating_point():
+            torch.testing.assert_close(best[name], 0.75 * start[name] + 0.25 * end, rtol=0, atol=1e-6)
+        if name.startswith("encoder."):
+            assert torch.equal(best[name], start[name])  # to the last bit: cached features stay valid
+
+
+def test_generated_captions_are_learnt(folder: Path, tmp_path: Path, overfitted: Path) -> None:
+    learnt: list[list[list[str]]] = []
+
+    def remember(captions: Any, *others: Any) -> list[list[list[int]]]:
+        learnt.append([list(of_image) for of_image in captions])
+        return caption_labels(learnt[-1], *others)
 
     caption_labels = training.caption_labels
+    settings: dict[str, Any] = dict(init_from=str(overfitted / "best"), generated_captions=2, captions_per_image=7)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "caption_labels", remember)
-        train(folder, tmp_path / "run", epochs=1, teacher_captions=[str(said)])
+        train(folder, tmp_path / "run", batch_size=14, **settings)
     of_train, of_validation = learnt
-    photos = len(of_train) // 4
-    assert len(of_train) == 4 * photos
-    assert sum(caption in {row["caption"] for row in rows} for caption in of_train) == photos
-    assert not any(caption in {row["caption"] for row in rows} for caption in of_validation)
+    rows = map(json.loads, (tmp_path / "run" / "generated.jsonl").read_text().splitlines())
+    generated = {row["image_id"]: row["captions"] for row in rows}
+    assert len(generated) == len(of_train) == 12
+    for captions, others in zip(of_train, generated.values(), strict=True):
+        assert len(captions) == 7 and set(captions[5:]) <= set(others) and not set(captions[5:]) & set(captions[:5])
+    assert all(len(captions) == 5 for captions in of_validation)
+    # They are of this start and seed, and of no other.
+    shutil.rmtree(tmp_path / "run" / "checkpoint")
+    with pytest.raises(ValueError, match="holds a run with another seed"):
+        train(folder, tmp_path / "run", batch_size=14, seed=1, **settings)
+
+
+def test_start_that_has_changed(folder: Path, tmp_path: Path, overfitted: Path) -> None:
+    shutil.copytree(overfitted / "best", tmp_path / "start")
+    train(folder, tmp_path / "run", init_from=str(tmp_path / "start"), average_with_start=0.5)
+    weights = load_file(tmp_path / "start" / "model.safetensors")
+    weights["decoder.fcn.bias"] += 1
+    save_file(weights, tmp_path / "start" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="holds a run with another weights_of_init_from"):
+        train(folder, tmp_path / "run", init_from=str(tmp_path / "start"), average_with_start=0.5, epochs=2)
+
+
+def test_finished_run_is_skipped(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = train(folder, tmp_path / "run")
+    monkeypatch.delattr(training, "load_captions")  # nothing is read
+    assert train(folder, tmp_path / "run") == log

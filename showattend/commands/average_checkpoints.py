@@ -1,4 +1,4 @@
-"""Average the weights of captioners: `showattend mix-checkpoints OUT_FOLDER START END SHARE [END SHARE ...]`."""
+"""Average the weights of captioners: `showattend average-checkpoints OUT_FOLDER START END SHARE [END SHARE ...]`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,9 @@ from showattend.command_line import CommandParser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = CommandParser("mix-checkpoints", "Average the weights of captioners that were trained one from another.")
+    parser = CommandParser(
+        "average-checkpoints", "Average the weights of captioners that were trained one from another."
+    )
     parser.add_argument("output_dir", metavar="OUT_FOLDER")
     parser.add_argument("start", metavar="START", help="folder or Hub id of a captioner")
     parser.add_argument(
@@ -17,11 +19,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with parser.reporting(2):
         from transformers.utils import logging
 
-        from showattend.hub.averaging import mix_checkpoints
+        from showattend.hub.averaging import average_checkpoints
 
         logging.disable_progress_bar()
         shares = read_shares(options.ends)
-        mix_checkpoints(options.start, shares, options.output_dir)
+        average_checkpoints(options.start, shares, options.output_dir)
     parts = ", ".join(f"{share:.0%} of {end}" for end, share in shares.items())
     print(f"{options.output_dir}: {options.start}, with {parts}")
     return 0
