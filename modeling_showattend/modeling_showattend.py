@@ -254,6 +254,13 @@ class ShowAttendDecoder(nn.Module):
         return weight[:, :embed_size], weight[:, embed_size:]
 
 
+# What follows uses inner parts of transformers, as they are in 5.4 to 5.24, and nothing else in this file does: when
+# one of them is renamed, this is the place to change.
+
+# The name of the state in `generate` and in outputs: `past_key_values` up to 5.23. Later versions warn of the old name.
+STATE = "cache" if "cache" in Seq2SeqLMOutput.__dataclass_fields__ else "past_key_values"
+
+
 class LSTMState(CacheLayerMixin):
     """h and c under the names that the library's caches use (`keys`, `values`), so that it reorders them itself.
 
@@ -286,7 +293,7 @@ class LSTMState(CacheLayerMixin):
     def get_max_length(self) -> int:
         return -1
 
-    get_max_cache_shape = get_max_length  # its name before transformers 5.13
+    get_max_cache_shape = get_max_length  # its name up to 5.12
 
     def reset(self) -> None:
         super().reset()
@@ -315,6 +322,30 @@ class ShowAttendCache(Cache):
         self.lstm.steps += steps
         # (images, positions, attention_dim), and (images, positions, ...): beams of one image share them
         self.attention_keys, self.attention_values = keys, values
+
+
+class ShowAttendGenerationMixin(GenerationMixin):
+    """What `generate` has to know of a model whose state is an LSTM's."""
+
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self, input_ids: torch.Tensor, encoder_outputs: Any = None, use_cache: bool | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        # What `forward` takes, and none of the arguments that others of the library's models take as well. Of the
+        # tokens only those that the state has not read.
+        state = kwargs.get(STATE)
+        unread = input_ids if state is None else input_ids[:, state.get_seq_length() :]
+        return {"decoder_input_ids": unread, "encoder_outputs": encoder_outputs, "use_cache": use_cache, STATE: state}
+
+    def _expand_inputs_for_generation(  # type: ignore[override]
+        self, expand_size: int = 1, is_encoder_decoder: bool = True, input_ids: Any = None, **model_kwargs: Any
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        # Beams and samples multiply the captions and not the images: the decoder shares an image's features among
+        # its captions, so no copy is made of them.
+        return input_ids.repeat_interleave(expand_size, dim=0), model_kwargs
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False  # the cache is made by `forward`
 
 
 class ShowAttendPreTrainedModel(PreTrainedModel):
@@ -351,7 +382,7 @@ class ShowAttendPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
 
-class ShowAttendForConditionalGeneration(ShowAttendPreTrainedModel, GenerationMixin):
+class ShowAttendForConditionalGeneration(ShowAttendPreTrainedModel, ShowAttendGenerationMixin):
     """The captioner: [`ShowAttendEncoder`] and [`ShowAttendDecoder`], with transformers' `generate`."""
 
     accepts_loss_kwargs = True  # Trainer then passes `num_items_in_batch`
@@ -425,6 +456,7 @@ class ShowAttendForConditionalGeneration(ShowAttendPreTrainedModel, GenerationMi
         decoder_input_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         past_key_values: ShowAttendCache | None = None,
+        cache: ShowAttendCache | None = None,
         use_cache: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         skip_logits: bool = False,
@@ -441,7 +473,7 @@ class ShowAttendForConditionalGeneration(ShowAttendPreTrainedModel, GenerationMi
             decoder_input_ids: (captions, steps), each starting with `[CLS]`; made from `labels` if absent. There may
                 be several captions for each image: then those of the first image come first.
             labels: (captions, steps), the pieces after `[CLS]`, the last of them `[SEP]`; -100 is ignored.
-            past_key_values: The state to go on from.
+            past_key_values, cache: The state to go on from, under either of the names that transformers has for it.
             use_cache: Whether to return the state after the last step.
             num_items_in_batch: Divide the summed loss by this and not by the number of labels here, so that the
                 losses of several small batches add up to the loss of one large batch.
@@ -451,10 +483,11 @@ class ShowAttendForConditionalGeneration(ShowAttendPreTrainedModel, GenerationMi
 
         Returns:
             Seq2SeqLMOutput with `loss` if there are labels, `logits` (captions, steps, vocab_size),
-            `cross_attentions` (one tensor (captions, 1, steps, positions): one layer, one head),
-            `past_key_values`, and `encoder_last_hidden_state` (images, positions, encoder_dim). The loss is the mean
-            cross entropy of the labels. In training mode, label smoothing and the doubly stochastic penalty
-            (equation 14 of the paper) are part of it; in eval mode it is the plain cross entropy.
+            `cross_attentions` (one tensor (captions, 1, steps, positions): one layer, one head), the state as
+            `past_key_values` (`cache` from transformers 5.24 on), and `encoder_last_hidden_state` (images, positions,
+            encoder_dim). The loss is the mean cross entropy of the labels. In training mode, label smoothing and the
+            doubly stochastic penalty (equation 14 of the paper) are part of it; in eval mode it is the plain cross
+            entropy.
         """
         _check_one_given(pixel_values, image_features, encoder_outputs)
         if encoder_outputs is None:
@@ -466,10 +499,11 @@ class ShowAttendForConditionalGeneration(ShowAttendPreTrainedModel, GenerationMi
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         if use_cache is None:
             use_cache = self.config.use_cache and labels is None
-        if use_cache and past_key_values is None:
-            past_key_values = ShowAttendCache()
+        state = cache if cache is not None else past_key_values
+        if use_cache and state is None:
+            state = ShowAttendCache()
 
-        outputs, attentions = self.decoder(features, decoder_input_ids, past_key_values)
+        outputs, attentions = self.decoder(features, decoder_input_ids, state)
         outputs = self.decoder.drop(outputs)
 
         loss, logits = None, None
@@ -479,12 +513,13 @@ class ShowAttendForConditionalGeneration(ShowAttendPreTrainedModel, GenerationMi
             real = labels != -100  # (captions, steps)
             real_logits = logits[real] if logits is not None else self.decoder.fcn(outputs[real])
             loss = self._loss(real_logits, labels[real], attentions, real, num_items_in_batch)
+        named_state: dict[str, Any] = {STATE: state if use_cache else None}
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=past_key_values if use_cache else None,  # type: ignore[arg-type]
             cross_attentions=(attentions.unsqueeze(1),),
             encoder_last_hidden_state=features,
+            **named_state,
         )
 
     def _loss(
@@ -531,17 +566,6 @@ class ShowAttendForConditionalGeneration(ShowAttendPreTrainedModel, GenerationMi
         if encoder_outputs is not None:
             kwargs["encoder_outputs"] = BaseModelOutput(last_hidden_state=encoder_outputs[0])
         return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
-
-    def _expand_inputs_for_generation(  # type: ignore[override]
-        self, expand_size: int = 1, is_encoder_decoder: bool = True, input_ids: Any = None, **model_kwargs: Any
-    ) -> tuple[torch.Tensor, dict[str, Any]]:
-        # Beams and samples multiply the captions and not the photos: the decoder shares an image's features among
-        # its captions, so no copy is made of them.
-        return input_ids.repeat_interleave(expand_size, dim=0), model_kwargs
-
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # the cache is made by `forward`
 
 
 def generated_attentions(outputs: Any) -> torch.Tensor:
