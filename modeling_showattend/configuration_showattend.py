@@ -2,30 +2,32 @@
 
 from typing import Any
 
-from transformers import PretrainedConfig
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
 
 # Channels of the last feature map of every torchvision ResNet: what `encoder_dim` follows.
 ENCODER_DIMS = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048, "resnet152": 2048}
 
 
-class ShowAttendConfig(PretrainedConfig):
+@strict
+class ShowAttendConfig(PreTrainedConfig):
     """Configuration of [`ShowAttendForConditionalGeneration`].
 
     Args:
-        encoder_name: The torchvision ResNet that looks at the photo: `resnet18`, `34`, `50`, `101` or `152`.
+        encoder_name: The torchvision ResNet that encodes the image: `resnet18`, `34`, `50`, `101` or `152`.
         stride_in_1x1: Where the bottlenecks of ResNet-50 and deeper halve the grid: in the 3x3 convolution (False,
             torchvision's choice) or in the first 1x1 (True, the original ResNet's; Detectron2 has the same option).
             Weights of either kind load into both without an error, and the wrong choice gives worse features.
         finetune_last_stages: How many of the ResNet's four stages are trained, counted from the last (0: none).
             Everything before them is frozen. The BatchNorm statistics never change, in no stage.
-        embed_size: Length of a word piece's embedding.
+        embed_size: Length of a token's embedding.
         attention_dim: Units of the attention's hidden layer.
         encoder_dim: Channels of the grid features. It follows from `encoder_name` and need not be given.
         decoder_dim: Units of the LSTM.
         dropout: Probability of dropping a unit before the output layer.
-        feature_dropout: Probability of dropping a channel of a photo's grid, at all its positions alike.
-        word_dropout: Probability of blanking a word piece that the decoder reads.
-        vocab_size: Word pieces of the tokenizer (30,522 in bert-base-uncased).
+        feature_dropout: Probability of dropping a channel of an image's grid, at all its positions alike.
+        word_dropout: Probability of blanking a token that the decoder reads.
+        vocab_size: Tokens of the tokenizer (30,522 in bert-base-uncased).
         context_gate: Scale the context vector by a gate, a number from 0 to 1 that the LSTM's state predicts at every
             step (beta in section 4.2.1 of Xu et al., 2015).
         deep_output: Predict the word from the state, the context and the word before (equation 7 of the paper)
@@ -42,88 +44,85 @@ class ShowAttendConfig(PretrainedConfig):
     """
 
     model_type = "showattend"
+    attribute_map = {"hidden_size": "decoder_dim"}
 
-    def __init__(
-        self,
-        encoder_name: str = "resnet50",
-        stride_in_1x1: bool = False,
-        finetune_last_stages: int = 0,
-        embed_size: int = 300,
-        attention_dim: int = 256,
-        encoder_dim: int | None = None,
-        decoder_dim: int = 512,
-        dropout: float = 0.5,
-        feature_dropout: float = 0.0,
-        word_dropout: float = 0.0,
-        vocab_size: int = 30522,
-        context_gate: bool = False,
-        deep_output: bool = False,
-        doubly_stochastic_penalty: float = 0.0,
-        label_smoothing: float = 0.0,
-        pad_token_id: int = 0,
-        bos_token_id: int = 101,
-        eos_token_id: int = 102,
-        **kwargs: Any,
-    ) -> None:
-        if encoder_name not in ENCODER_DIMS:
-            raise ValueError(f"encoder_name={encoder_name!r} is unknown: it is one of {', '.join(ENCODER_DIMS)}.")
-        if encoder_dim not in (None, ENCODER_DIMS[encoder_name]):
+    encoder_name: str = "resnet50"
+    stride_in_1x1: bool = False
+    finetune_last_stages: int = 0
+    embed_size: int = 300
+    attention_dim: int = 256
+    decoder_dim: int = 512
+    dropout: float | int = 0.5
+    feature_dropout: float | int = 0.0
+    word_dropout: float | int = 0.0
+    vocab_size: int = 30522
+    context_gate: bool = False
+    deep_output: bool = False
+    doubly_stochastic_penalty: float | int = 0.0
+    label_smoothing: float | int = 0.0
+    pad_token_id: int = 0
+    bos_token_id: int = 101
+    eos_token_id: int = 102
+    use_cache: bool = True
+    is_encoder_decoder: bool = True
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, encoder_dim: int | None = None, **kwargs: Any) -> None:
+        if self.encoder_name not in ENCODER_DIMS:
+            raise ValueError(f"encoder_name={self.encoder_name!r} is unknown: it is one of {', '.join(ENCODER_DIMS)}.")
+        self.encoder_dim = ENCODER_DIMS[self.encoder_name]
+        if encoder_dim not in (None, self.encoder_dim):
             raise ValueError(
-                f"encoder_dim={encoder_dim} does not fit {encoder_name}, whose features have "
-                f"{ENCODER_DIMS[encoder_name]} channels: leave encoder_dim out."
+                f"encoder_dim={encoder_dim} does not fit {self.encoder_name}, whose features have {self.encoder_dim} "
+                "channels: leave encoder_dim out."
             )
-        if finetune_last_stages not in range(5):
-            raise ValueError(f"finetune_last_stages={finetune_last_stages} is not one of 0 (none) to 4 (all stages).")
-        sizes = dict(embed_size=embed_size, attention_dim=attention_dim, decoder_dim=decoder_dim, vocab_size=vocab_size)
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name}={size} must be at least 1.")
-        shares = dict(
-            dropout=dropout,
-            feature_dropout=feature_dropout,
-            word_dropout=word_dropout,
-            label_smoothing=label_smoothing,
-        )
-        for name, share in shares.items():
-            if not 0 <= share < 1:
-                raise ValueError(f"{name}={share} must be at least 0 and less than 1.")
-        if doubly_stochastic_penalty < 0:
-            raise ValueError(f"doubly_stochastic_penalty={doubly_stochastic_penalty} must not be negative.")
+        if self.finetune_last_stages not in range(5):
+            stages = self.finetune_last_stages
+            raise ValueError(f"finetune_last_stages={stages} is not one of 0 (none) to 4 (all stages).")
+        for name in ("embed_size", "attention_dim", "decoder_dim", "vocab_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        for name in ("dropout", "feature_dropout", "word_dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and less than 1.")
+        if self.doubly_stochastic_penalty < 0:
+            raise ValueError(f"doubly_stochastic_penalty={self.doubly_stochastic_penalty} must not be negative.")
 
-        self.encoder_name = encoder_name
-        self.stride_in_1x1 = stride_in_1x1
-        self.finetune_last_stages = finetune_last_stages
-        self.embed_size = embed_size
-        self.attention_dim = attention_dim
-        self.encoder_dim = ENCODER_DIMS[encoder_name]
-        self.decoder_dim = decoder_dim
-        self.dropout = dropout
-        self.feature_dropout = feature_dropout
-        self.word_dropout = word_dropout
-        self.vocab_size = vocab_size
-        self.context_gate = context_gate
-        self.deep_output = deep_output
-        self.doubly_stochastic_penalty = doubly_stochastic_penalty
-        self.label_smoothing = label_smoothing
-        self.use_cache = kwargs.pop("use_cache", True)
-        kwargs.setdefault("decoder_start_token_id", bos_token_id)
-        kwargs.setdefault("is_encoder_decoder", True)
-        kwargs.setdefault("tie_word_embeddings", False)
+        kwargs.setdefault("decoder_start_token_id", self.bos_token_id)
         # The saved folder names the classes and the pipeline that `trust_remote_code=True` loads from it.
-        self.auto_map = kwargs.pop("auto_map", None) or {
+        kwargs["auto_map"] = kwargs.get("auto_map") or {
             "AutoConfig": "configuration_showattend.ShowAttendConfig",
             "AutoModel": "modeling_showattend.ShowAttendForConditionalGeneration",
             "AutoModelForImageTextToText": "modeling_showattend.ShowAttendForConditionalGeneration",
         }
-        self.custom_pipelines = kwargs.pop("custom_pipelines", None) or {
-            "image-captioning": {
+        # One task alone, so that `pipeline(model=...)` needs no name; the name is the `pipeline_tag` of the model card.
+        # transformers 5 has no image-to-text of its own: 5.4 does not know the name, 5.24 makes it image-text-to-text.
+        kwargs["custom_pipelines"] = kwargs.get("custom_pipelines") or {
+            "image-to-text": {
                 "impl": "pipeline_showattend.ImageCaptioningPipeline",
                 "pt": ["AutoModelForImageTextToText"],
                 "type": "multimodal",
             }
         }
-        kwargs |= {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
-        super().__init__(**kwargs)
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """One LSTM cell: tools that ask for sizes get an answer."""
+        return 1
+
+    @num_hidden_layers.setter
+    def num_hidden_layers(self, value: int) -> None:
+        raise NotImplementedError("The decoder has one LSTM cell: num_hidden_layers cannot be set.")
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Additive attention has one head."""
+        return 1
+
+    @num_attention_heads.setter
+    def num_attention_heads(self, value: int) -> None:
+        raise NotImplementedError("Additive attention has one head: num_attention_heads cannot be set.")
 
 
 ShowAttendConfig.register_for_auto_class()

@@ -9,12 +9,20 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether reading the weights of `module` does what calling it does: it is of this very class, and not hooked."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    # accelerate replaces `forward` of the single module.
+    return type(module) is kind and not any(hooks) and "forward" not in vars(module)
+
+
 def product_dtype(weight: torch.Tensor) -> torch.dtype:
-    """What a product with this weight is computed in: autocast's dtype where autocast is on, else the weight's own."""
+    """The dtype of a product with this weight: autocast's where autocast is on, else the weight's own."""
     device = weight.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)

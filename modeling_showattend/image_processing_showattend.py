@@ -1,4 +1,4 @@
-"""Photos of every kind to `pixel_values`: read, turned upright, made RGB, resized to the network's input."""
+"""Images of every kind to `pixel_values`: read, turned upright, made RGB, resized to the network's input."""
 
 import io
 import os
@@ -28,7 +28,7 @@ CHANNELS = (1, 3, 4)  # grayscale, RGB, RGBA
 def load_image(
     source: Any, *, name: str = "the image", input_data_format: str | None = None, timeout: float = 10.0
 ) -> Image.Image:
-    """Reads one photo as people see it: upright (EXIF), RGB, 8 bits, first frame, transparent parts on white.
+    """Reads one image as people see it: upright (EXIF), RGB, 8 bits, first frame, transparent parts on white.
 
     Args:
         source: A path, an http(s) URL, a PIL image, the bytes of an image file, an open binary file, or an array or
@@ -97,7 +97,7 @@ def _array_to_pil(array: np.ndarray | torch.Tensor, name: str, input_data_format
         array = (array.float() if array.is_floating_point() else array).numpy()  # numpy has no bfloat16
 
     if array.ndim not in (2, 3) or array.size == 0:
-        raise ValueError(f"{name} is an array of shape {array.shape}, not of one photo in 2 or 3 dimensions")
+        raise ValueError(f"{name} is an array of shape {array.shape}, not of one image in 2 or 3 dimensions")
     if array.ndim == 3:
         fits = {ChannelDimension.FIRST: array.shape[0] in CHANNELS, ChannelDimension.LAST: array.shape[2] in CHANNELS}
         layouts = [layout for layout, fit in fits.items() if fit and input_data_format in (None, layout)]
@@ -152,10 +152,10 @@ def _flatten(images: Any) -> Iterator[Any]:
 
 
 class ShowAttendImageProcessor(PilBackend):
-    """Turns photos into the captioner's `pixel_values`, a float32 tensor of shape (batch, 3, height, width).
+    """Turns images into the captioner's `pixel_values`, a float32 tensor of shape (batch, 3, height, width).
 
-    By default a photo is squashed to 224x224 as torchvision's `Resize((224, 224))` does (bilinear, antialiased), scaled
-    to 0..1 and normalised with ImageNet's mean and standard deviation. `size={"shortest_edge": 256}` with
+    By default an image is squashed to 224x224 as torchvision's `Resize((224, 224))` does (bilinear, antialiased),
+    scaled to 0..1 and normalised with ImageNet's mean and standard deviation. `size={"shortest_edge": 256}` with
     `do_center_crop=True` keeps its proportions and its centre; `do_normalize=False` leaves the values in 0..1. The
     pixels are computed by Pillow whatever `backend` or `use_fast` asks for, so every way in gives the same ones.
 
@@ -183,14 +183,14 @@ class ShowAttendImageProcessor(PilBackend):
         ]
 
     def attention_box(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Which part of a photo the network sees: where its grid of attention weights lies on the upright photo.
+        """Which part of an image the network sees: where its grid of attention weights lies on the upright image.
 
         Args:
-            width, height: Size of the upright photo in pixels.
+            width, height: Size of the upright image in pixels.
 
         Returns:
-            (left, top, right, bottom) in pixels of the photo: all of it when it is squashed, the centre that remains
-            when it is cropped (beyond the edges where a crop larger than the resized photo is padded).
+            (left, top, right, bottom) in pixels of the image: all of it when it is squashed, the centre that remains
+            when it is cropped (beyond the edges where a crop larger than the resized image is padded).
         """
         if not self.do_center_crop:
             return 0.0, 0.0, float(width), float(height)

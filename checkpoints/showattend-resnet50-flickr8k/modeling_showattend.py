@@ -1,16 +1,16 @@
 """Show, Attend and Tell (Xu et al., 2015, https://arxiv.org/abs/1502.03044) as a transformers model.
 
-In the order of the data: a ResNet turns a photo into a grid of features, additive attention looks at the grid before
-every word, and an LSTM cell tells the caption one word piece at a time. The submodules carry the names of the
-write-up that this project follows (`U`, `W`, `A`, `init_h`, `lstm_cell`, `fcn`), so its checkpoints fit key by key.
+In the order of the data: a ResNet turns an image into a grid of features, additive attention looks at the grid before
+every token, and an LSTM cell generates the caption token by token. The submodules carry the names of the write-up that
+this project follows (`U`, `W`, `A`, `init_h`, `lstm_cell`, `fcn`), so its checkpoints fit key by key.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torchvision
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.utils import can_return_tuple
 
 from .configuration_showattend import ShowAttendConfig
-from .deferred_linear_showattend import product_dtype, recurrent_linear
+from .deferred_linear_showattend import is_plain, product_dtype, recurrent_linear
 
 if TYPE_CHECKING:
     # Not run: transformers copies the files that this one names in an import, so the pipeline's travels along.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class ShowAttendEncoder(nn.Module):
-    """A torchvision ResNet without its pooling and classifier: photos in, a grid of features out."""
+    """A torchvision ResNet without its pooling and classifier: images in, a grid of features out."""
 
     main_input_name = "pixel_values"
 
@@ -65,7 +65,7 @@ class ShowAttendEncoder(nn.Module):
         return self
 
     def frozen_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The part of the work that training never changes, so that it can be kept: valid as `image_features`.
+        """What the frozen layers compute, which training never changes: it may be cached and given as `image_features`.
 
         Args:
             pixel_values: (batch, 3, height, width), normalised as the image processor does it.
@@ -75,7 +75,7 @@ class ShowAttendEncoder(nn.Module):
             frozen stage (batch, channels, height, width).
         """
         if pixel_values.device.type == "cpu" and pixel_values.shape[0] > 1:
-            # A CPU encodes several photos faster with the channels last, and a single one slower.
+            # A CPU encodes several images faster with the channels last, and a single one slower.
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         maps = self.frozen(pixel_values)
         return maps if self.config.finetune_last_stages else _to_grid(maps)
@@ -83,7 +83,7 @@ class ShowAttendEncoder(nn.Module):
     def forward(
         self, pixel_values: torch.Tensor | None = None, image_features: torch.Tensor | None = None, **_: Any
     ) -> BaseModelOutput:
-        """Encode photos, or finish what [`frozen_features`] began.
+        """Encode images, or finish what [`frozen_features`] began.
 
         Args:
             pixel_values: (batch, 3, height, width).
@@ -112,8 +112,8 @@ class ShowAttendEncoder(nn.Module):
         return BaseModelOutput(last_hidden_state=image_features)
 
 
-def _check_one_given(*photos: Any) -> None:
-    if sum(given is not None for given in photos) != 1:
+def _check_one_given(*images: Any) -> None:
+    if sum(given is not None for given in images) != 1:
         raise ValueError("Pass exactly one of pixel_values, image_features and encoder_outputs.")
 
 
@@ -130,29 +130,42 @@ class ShowAttendAttention(nn.Module):
         self.U = nn.Linear(config.encoder_dim, config.attention_dim)
         self.A = nn.Linear(config.attention_dim, 1)
 
-    def forward(
-        self, values: torch.Tensor, keys: torch.Tensor, query: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Look at every photo once for each of its captions.
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Look at every image once for each of its captions.
 
         Args:
-            values: The features, (images, positions, encoder_dim), or what is to be made of them, projected.
-            keys: U(features), (images, positions, attention_dim): the same at every step, so computed once.
             query: W(h), (captions, attention_dim). An image's captions stand together, equally many for each.
+            key: U(features), (images, positions, attention_dim).
+            value: What is summed, (images, positions, channels).
 
         Returns:
-            The context (captions, encoder_dim), likewise, and the weights that made it, (captions, positions).
+            The context (captions, channels) and the weights that made it, (captions, positions).
         """
-        images, positions, _ = values.shape
+        images, positions, _ = value.shape
         query = query.view(images, -1, 1, query.shape[-1])  # (images, captions of each, 1, attention_dim)
-        scores = self.A(torch.tanh(keys.unsqueeze(1) + query)).squeeze(-1)  # (images, captions of each, positions)
+        scores = self.A(torch.tanh(key.unsqueeze(1) + query)).squeeze(-1)  # (images, captions of each, positions)
         weights = scores.softmax(dim=-1)
-        context = weights.to(values.dtype) @ values  # (images, captions of each, encoder_dim)
+        context = weights.to(value.dtype) @ value  # (images, captions of each, channels)
         return context.flatten(0, 1), weights.reshape(-1, positions)
 
 
+class ImageMemory(NamedTuple):
+    """What the decoder computes once an image and reads at every step; an image's captions share it."""
+
+    key: torch.Tensor  # U(features), (images, positions, attention_dim)
+    value: torch.Tensor  # the features, (images, positions, encoder_dim), or what `project` makes of them
+    projected: bool  # which of the two `value` is
+
+
+State = tuple[torch.Tensor, torch.Tensor]  # h and c, (captions, decoder_dim) each
+
+
 class ShowAttendDecoder(nn.Module):
-    """An LSTM cell that reads the last word piece and the attended features, and predicts the next piece."""
+    """An LSTM cell that reads the last token and the attended features, and predicts the next token.
+
+    [`start`] computes what depends on the image alone, and [`unroll`] makes steps from there: all of a caption at once
+    in training, one after the other in generation and in an exported graph.
+    """
 
     def __init__(self, config: ShowAttendConfig) -> None:
         super().__init__()
@@ -178,64 +191,118 @@ class ShowAttendDecoder(nn.Module):
         Args:
             features: (images, positions, encoder_dim).
             input_ids: (captions, steps), where captions is a multiple of images.
-            cache: Holds h, c, U(features) and [`projected`] features from one call of `generate`'s loop to the next.
+            cache: Carries the memory and the state from one call of `generate`'s loop to the next.
 
         Returns:
             What the output layer reads, (captions, steps, units), and the attention, (captions, steps, positions).
         """
-        # Autocast would cast the features again at every step.
-        features = features.to(product_dtype(self.fcn.weight))
-        captions, steps = input_ids.shape
-        if captions % features.shape[0]:  # not len(), which would fix their number in an exported graph
-            raise ValueError(f"{captions} captions cannot be shared out evenly among {len(features)} images.")
-        if self.training and self.config.feature_dropout:
-            # A photo loses the same channels at every position: its grid as a whole is what could be learnt by heart.
-            features = features * F.dropout(torch.ones_like(features[:, :1]), self.config.feature_dropout)
+        images, captions = features.shape[0], input_ids.shape[0]  # not len(), which an exported graph would fix
+        if images == 0 or captions % images:
+            raise ValueError(f"{captions} captions cannot be shared out evenly among {images} images.")
         if cache is not None and cache.get_seq_length() > 0:
-            keys, values, h, c = cache.attention_keys, cache.attention_values, *cache.state
+            memory, state = cache.memory, cache.state
+            if (memory.key.shape[0], state[0].shape[0]) != (images, captions):
+                raise ValueError(
+                    f"The state is of {state[0].shape[0]} captions of {memory.key.shape[0]} images, but {captions} "
+                    f"captions of {images} images are given."
+                )
         else:
-            keys = self.attention.U(features)  # (images, positions, attention_dim)
-            values = features if cache is None else self.projected(features)
-            mean = features.mean(dim=1).repeat_interleave(captions // len(features), dim=0)
-            h, c = self.init_h(mean), self.init_c(mean)  # (captions, decoder_dim) each
+            memory, state = self.start(features, captions // images, project=cache is not None)
+        outputs, attentions, state = self.unroll(input_ids, memory, state)
+        if cache is not None:
+            cache.remember(memory, state, input_ids.shape[1])
+        return outputs, attentions
 
-        # The gates' share of the words does not wait for the state: one product for all steps.
+    def start(self, features: torch.Tensor, captions: int = 1, project: bool = False) -> tuple[ImageMemory, State]:
+        """The memory of the images, and the state from which their captions begin.
+
+        Args:
+            features: (images, positions, encoder_dim).
+            captions: How many each image is to have.
+            project: [`project`] the features, as pays where captions are generated token by token. Where a module that
+                has a part in it was replaced or hooked, the features stay as they are: the captions are the same.
+
+        Returns:
+            The memory, and h and c, (images * captions, decoder_dim) each.
+        """
+        # Autocast would cast the features again at every step.
+        features = features.to(self._product_dtype())
+        if self.training and self.config.feature_dropout:
+            # An image loses the same channels at every position: its grid as a whole is what could be memorised.
+            features = features * F.dropout(torch.ones_like(features[:, :1]), self.config.feature_dropout)
+        mean = features.mean(dim=1).repeat_interleave(captions, dim=0)  # (images * captions, encoder_dim)
+        project = project and is_plain(self.lstm_cell, nn.LSTMCell)
+        project = project and (not self.config.deep_output or is_plain(self.output_z, nn.Linear))
+        value = self.project(features) if project else features
+        return ImageMemory(self.attention.U(features), value, project), (self.init_h(mean), self.init_c(mean))
+
+    def unroll(
+        self, input_ids: torch.Tensor, memory: ImageMemory, state: State
+    ) -> tuple[torch.Tensor, torch.Tensor, State]:
+        """One step for each token.
+
+        Args:
+            input_ids: (captions, steps).
+            memory: Of the images, as [`start`] gives it.
+            state: h and c, (captions, decoder_dim) each.
+
+        Returns:
+            What the output layer reads, (captions, steps, units), the attention, (captions, steps, positions), and the
+            state after the last step.
+        """
         words = self.embedding(input_ids)  # (captions, steps, embed_size)
         if self.training and self.config.word_dropout:
             words = words * (torch.rand_like(words[..., :1]) >= self.config.word_dropout)
-        word_weight, context_weight = self._input_weights()
-        word_gates = F.linear(words, word_weight, self.lstm_cell.bias_ih + self.lstm_cell.bias_hh)
-        to_query = recurrent_linear(self.attention.W.weight, self.attention.W.bias)
-        gates_from_state = recurrent_linear(self.lstm_cell.weight_hh)
-        gates_from_context = recurrent_linear(context_weight)
+        cell: _SplitCell | _WholeCell
+        if is_plain(self.lstm_cell, nn.LSTMCell):
+            cell = _SplitCell(self.lstm_cell, self.config.embed_size, memory.projected)
+        else:
+            cell = _WholeCell(self.lstm_cell)
+        query: Callable[[torch.Tensor], torch.Tensor] = self.attention.W
+        if is_plain(self.attention.W, nn.Linear):
+            query = recurrent_linear(self.attention.W.weight, self.attention.W.bias)
+        inputs = cell.read(words)
 
         states, contexts, attentions = [], [], []
-        for step in range(steps):
-            context, attention = self.attention(values, keys, to_query(h))
-            if self.config.context_gate:
-                context = torch.sigmoid(self.f_beta(h)) * context
-            context_gates = gates_from_context(context) if cache is None else context[:, : len(context_weight)]
-            gates = word_gates[:, step] + context_gates + gates_from_state(h)  # (captions, 4 units)
-            write, keep, value, read = gates.chunk(4, dim=1)
-            c = torch.sigmoid(keep) * c + torch.sigmoid(write) * torch.tanh(value)
-            h = torch.sigmoid(read) * torch.tanh(c)
-            states.append(h)
+        for step in range(input_ids.shape[1]):
+            state, context, attention = self.step(inputs[:, step], memory, state, query, cell)
+            states.append(state[0])
             contexts.append(context)
             attentions.append(attention)
-        if cache is not None:
-            cache.remember(h, c, keys, values, steps)
 
         outputs = torch.stack(states, dim=1)  # (captions, steps, decoder_dim)
         if self.config.deep_output:
             context = torch.stack(contexts, dim=1)
-            context = self.output_z(context) if cache is None else context[..., len(context_weight) :]
+            context = context[..., 4 * self.config.decoder_dim :] if memory.projected else self.output_z(context)
             outputs = torch.tanh(words + self.output_h(self.drop(outputs)) + context)
-        return outputs, torch.stack(attentions, dim=1)
+        return outputs, torch.stack(attentions, dim=1), state
 
-    def projected(self, features: torch.Tensor) -> torch.Tensor:
-        """What the decoder makes of each position: attention's sum of these is the same made of its sum.
+    def step(
+        self,
+        word: torch.Tensor,
+        memory: ImageMemory,
+        state: State,
+        query: Callable[[torch.Tensor], torch.Tensor],
+        cell: "_SplitCell | _WholeCell",
+    ) -> tuple[State, torch.Tensor, torch.Tensor]:
+        """Look at the image and read a token.
 
-        A caption that is told word by word would fetch these large weights from memory for every word.
+        Args:
+            word: What the cell's `read` made of the token, (captions, ...).
+            query: W, and `cell` the LSTM cell, in the forms that [`unroll`] gives them.
+
+        Returns:
+            The new state, the context, (captions, channels), and the attention, (captions, positions).
+        """
+        context, attention = self.attention(query(state[0]), memory.key, memory.value)
+        if self.config.context_gate:
+            context = torch.sigmoid(self.f_beta(state[0])) * context
+        return cell(word, context, state), context, attention
+
+    def project(self, features: torch.Tensor) -> torch.Tensor:
+        """What each position contributes to the gates and the output: attention's sum of these is that of its sum.
+
+        A caption generated token by token would fetch these large weights from memory for every token.
 
         Args:
             features: (images, positions, encoder_dim).
@@ -244,14 +311,51 @@ class ShowAttendDecoder(nn.Module):
             Their share of the LSTM's gates and, with a deep output, of what the output layer reads:
             (images, positions, 4 decoder_dim [+ embed_size]).
         """
-        _, context_weight = self._input_weights()
-        gates = F.linear(features, context_weight)
+        gates = F.linear(features, self.lstm_cell.weight_ih[:, self.config.embed_size :])
         return torch.cat([gates, self.output_z(features)], dim=-1) if self.config.deep_output else gates
 
-    def _input_weights(self) -> tuple[torch.Tensor, ...]:
-        """The LSTM's weights for the word and for the context."""
-        weight, embed_size = self.lstm_cell.weight_ih, self.config.embed_size
-        return weight[:, :embed_size], weight[:, embed_size:]
+    def _product_dtype(self) -> torch.dtype:
+        weights = (weight for weight in self.parameters() if weight.is_floating_point())
+        return product_dtype(next(weights))
+
+
+class _SplitCell:
+    """An LSTM cell as three products: that of the tokens does not wait for the state, and is one for all steps."""
+
+    def __init__(self, cell: nn.LSTMCell, embed_size: int, projected: bool) -> None:
+        self.word_weight, context_weight = cell.weight_ih[:, :embed_size], cell.weight_ih[:, embed_size:]
+        self.bias = cell.bias_ih + cell.bias_hh
+        self.gates_from_context = None if projected else recurrent_linear(context_weight)
+        self.gates_from_state = recurrent_linear(cell.weight_hh)
+
+    def read(self, words: torch.Tensor) -> torch.Tensor:
+        """(captions, steps, embed_size) -> their share of the gates, (captions, steps, 4 decoder_dim)."""
+        return F.linear(words, self.word_weight, self.bias)
+
+    def __call__(self, word: torch.Tensor, context: torch.Tensor, state: State) -> State:
+        h, c = state
+        if self.gates_from_context is None:
+            from_context = context[:, : word.shape[-1]]
+        else:
+            from_context = self.gates_from_context(context)
+        gates = word + from_context + self.gates_from_state(h)  # (captions, 4 decoder_dim)
+        i, f, g, o = gates.chunk(4, dim=1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(c), c
+
+
+class _WholeCell:
+    """An LSTM cell called as the module it is, so that what was replaced or hooked takes part."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        self.cell = cell
+
+    def read(self, words: torch.Tensor) -> torch.Tensor:
+        return words
+
+    def __call__(self, word: torch.Tensor, context: torch.Tensor, state: State) -> State:
+        h, c = self.cell(torch.cat([word, context], dim=-1), state)
+        return h, c
 
 
 # What follows uses inner parts of transformers, as they are in 5.4 to 5.24, and nothing else in this file does: when
@@ -272,6 +376,7 @@ class LSTMState(CacheLayerMixin):
     def __init__(self) -> None:
         super().__init__()
         self.steps = 0
+        self.reordered = False
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -299,29 +404,31 @@ class LSTMState(CacheLayerMixin):
         super().reset()
         self.steps = 0
 
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]
+        self.reordered = True
+
 
 class ShowAttendCache(Cache):
-    """What `generate` carries from step to step: the LSTM's state, and of attention what never changes."""
+    """What `generate` carries from step to step: the LSTM's state, and the memory of the images."""
 
-    attention_keys: torch.Tensor
-    attention_values: torch.Tensor
+    memory: ImageMemory
+    tokens_read: torch.Tensor | None = None  # by the state, (captions, steps): known where `generate` made it
 
     def __init__(self) -> None:
         self.lstm = LSTMState()
         super().__init__(layers=[self.lstm])
 
     @property
-    def state(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """h and c, (captions, decoder_dim) each."""
+    def state(self) -> State:
         h, c = self.lstm.keys, self.lstm.values
         assert h is not None and c is not None, "the cache is empty"
         return h, c
 
-    def remember(self, h: torch.Tensor, c: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, steps: int) -> None:
-        self.update(h, c, layer_idx=0)
+    def remember(self, memory: ImageMemory, state: State, steps: int) -> None:
+        self.update(*state, layer_idx=0)
         self.lstm.steps += steps
-        # (images, positions, attention_dim), and (images, positions, ...): beams of one image share them
-        self.attention_keys, self.attention_values = keys, values
+        self.memory = memory
 
 
 class ShowAttendGenerationMixin(GenerationMixin):
@@ -330,22 +437,31 @@ class ShowAttendGenerationMixin(GenerationMixin):
     def prepare_inputs_for_generation(  # type: ignore[override]
         self, input_ids: torch.Tensor, encoder_outputs: Any = None, use_cache: bool | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        # What `forward` takes, and none of the arguments that others of the library's models take as well. Of the
-        # tokens only those that the state has not read.
+        # What `forward` takes, and no other argument of `generate`. Of the tokens only those that the state has not
+        # read: the library finds them by an attention mask, and an LSTM has none.
         state = kwargs.get(STATE)
-        unread = input_ids if state is None else input_ids[:, state.get_seq_length() :]
-        return {"decoder_input_ids": unread, "encoder_outputs": encoder_outputs, "use_cache": use_cache, STATE: state}
+        if state is None:
+            state = ShowAttendCache() if use_cache is not False else None
+        steps = 0 if state is None else state.get_seq_length()
+        if state is not None:
+            state.tokens_read = input_ids
+        return {
+            "decoder_input_ids": input_ids[:, steps:],
+            "encoder_outputs": encoder_outputs,
+            "use_cache": use_cache,
+            STATE: state,
+        }
 
     def _expand_inputs_for_generation(  # type: ignore[override]
         self, expand_size: int = 1, is_encoder_decoder: bool = True, input_ids: Any = None, **model_kwargs: Any
     ) -> tuple[torch.Tensor, dict[str, Any]]:
-        # Beams and samples multiply the captions and not the images: the decoder shares an image's features among
-        # its captions, so no copy is made of them.
+        # Beams and samples multiply the captions and not the images: the decoder shares an image's memory among its
+        # captions, so no copy is made.
         return input_ids.repeat_interleave(expand_size, dim=0), model_kwargs
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # the cache is made by `forward`
+        return False  # the cache is made by `prepare_inputs_for_generation`
 
 
 class ShowAttendPreTrainedModel(PreTrainedModel):
@@ -354,6 +470,8 @@ class ShowAttendPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ["image", "text"]
     _no_split_modules = ["ShowAttendEncoder", "ShowAttendDecoder"]
+    # An LSTM cannot take a step back, as assisted generation does where a guess was wrong: `generate` then refuses it.
+    _is_stateful = True
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -362,16 +480,18 @@ class ShowAttendPreTrainedModel(PreTrainedModel):
         Raises:
             OSError: If there are none, or they could not be downloaded.
         """
+        name = pretrained_model_name_or_path
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs | {"use_safetensors": True})
+            return super().from_pretrained(name, *args, **kwargs | {"use_safetensors": True})
         except OSError as error:
-            if "model.safetensors" in str(error):
+            folder = Path(name, kwargs.get("subfolder", "")) if isinstance(name, str | Path) else None
+            if folder is not None and folder.is_dir() and not any(folder.glob("*.safetensors")):
                 reason = "has no model.safetensors, and other weights are not read, because a pickle can run code"
             elif error.__cause__ is not None and not isinstance(error.__cause__, OSError):
                 reason = f"could not be downloaded ({error.__cause__}): try again"
             else:
                 raise
-            raise OSError(f"{pretrained_model_name_or_path} {reason}.") from error
+            raise OSError(f"{name} {reason}.") from error
 
     def _init_weights(self, module: nn.Module) -> None:
         # torch's own initialisation, as in the write-up; transformers has guarded its functions, so that weights
@@ -407,46 +527,6 @@ class ShowAttendForConditionalGeneration(ShowAttendPreTrainedModel, ShowAttendGe
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.decoder.fcn = new_embeddings  # type: ignore[assignment]
 
-    def load_encoder_weights(self, weights: str | Path = "IMAGENET1K_V1") -> None:
-        """Start the encoder from a trained ResNet.
-
-        Args:
-            weights: A name of torchvision's (`IMAGENET1K_V1`, `IMAGENET1K_V2`, `DEFAULT`), which is downloaded once,
-                or a file with a torchvision `state_dict` (`.safetensors`, or `.pth` without pickled code). Weights of
-                the original ResNet, as in Caffe and Keras, need `stride_in_1x1=True` in the config.
-
-        Raises:
-            ValueError: If the name is unknown or the file does not hold this ResNet.
-            OSError: If there is no such file or the download fails.
-        """
-        name = self.config.encoder_name
-        path = Path(weights)
-        if path.suffix in (".safetensors", ".pth", ".pt", ".bin"):
-            if not path.is_file():
-                raise FileNotFoundError(f"The encoder's weights {path} do not exist.")
-            try:
-                state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
-            except Exception as error:  # torch's own message advises to load a pickle with code in it
-                raise ValueError(f"{path} is not a readable file of tensors alone.") from error
-        else:
-            try:
-                state = torchvision.models.get_model_weights(name)[str(weights)].get_state_dict(check_hash=True)
-            except KeyError:
-                names = ", ".join(torchvision.models.get_model_weights(name).__members__)
-                raise ValueError(f"{weights!r} is neither a file of weights nor one of {names}.") from None
-            except (OSError, RuntimeError) as error:  # no connection; a damaged download
-                raise OSError(
-                    f"torchvision's {weights} weights of {name} could not be downloaded ({error}): name a file instead."
-                ) from error
-        resnet = torchvision.models.get_model(name, weights=None)
-        try:
-            # The classifier is not used and may be absent or of another size.
-            fc = {f"fc.{key}": value for key, value in resnet.fc.state_dict().items()}
-            resnet.load_state_dict({key: value for key, value in state.items() if not key.startswith("fc.")} | fc)
-        except (RuntimeError, AttributeError) as error:
-            raise ValueError(f"{weights} does not hold the torchvision state dict of a {name}.") from error
-        self.encoder.resnet.load_state_dict(nn.Sequential(*list(resnet.children())[:-2]).state_dict())
-
     @can_return_tuple
     def forward(
         self,
@@ -459,11 +539,13 @@ class ShowAttendForConditionalGeneration(ShowAttendPreTrainedModel, ShowAttendGe
         cache: ShowAttendCache | None = None,
         use_cache: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-        skip_logits: bool = False,
+        skip_logits: bool | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> Seq2SeqLMOutput:
-        """Predict the next word piece after every piece of `decoder_input_ids`.
+        """Predict the next token after every token of `decoder_input_ids`.
 
         Args:
             pixel_values: (images, 3, height, width).
@@ -472,12 +554,16 @@ class ShowAttendForConditionalGeneration(ShowAttendPreTrainedModel, ShowAttendGe
             encoder_outputs: Or the encoder's output, whose first entry is (images, positions, encoder_dim).
             decoder_input_ids: (captions, steps), each starting with `[CLS]`; made from `labels` if absent. There may
                 be several captions for each image: then those of the first image come first.
-            labels: (captions, steps), the pieces after `[CLS]`, the last of them `[SEP]`; -100 is ignored.
+            labels: (captions, steps), the tokens after `[CLS]`, the last of them `[SEP]`; -100 is ignored.
             past_key_values, cache: The state to go on from, under either of the names that transformers has for it.
             use_cache: Whether to return the state after the last step.
             num_items_in_batch: Divide the summed loss by this and not by the number of labels here, so that the
                 losses of several small batches add up to the loss of one large batch.
-            skip_logits: Compute the logits of real labels only, for the loss, and return none.
+            skip_logits: Compute the logits of real labels only, for the loss, and return none. If it is left out: in
+                training mode with labels.
+            attention_mask: Ignored: every position of an image is real.
+            decoder_attention_mask: Ignored, as the LSTM reads from left to right: padding after a caption changes none
+                of its logits. Padding before it is an error.
             output_attentions: Ignored: the attention is always returned, as it is computed in any case.
             output_hidden_states: Ignored.
 
@@ -499,6 +585,8 @@ class ShowAttendForConditionalGeneration(ShowAttendPreTrainedModel, ShowAttendGe
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         if use_cache is None:
             use_cache = self.config.use_cache and labels is None
+        if decoder_attention_mask is not None and (decoder_attention_mask.diff(dim=1) > 0).any():
+            raise ValueError("decoder_attention_mask hides tokens before others that count: an LSTM cannot skip them.")
         state = cache if cache is not None else past_key_values
         if use_cache and state is None:
             state = ShowAttendCache()
@@ -506,6 +594,8 @@ class ShowAttendForConditionalGeneration(ShowAttendPreTrainedModel, ShowAttendGe
         outputs, attentions = self.decoder(features, decoder_input_ids, state)
         outputs = self.decoder.drop(outputs)
 
+        if skip_logits is None:
+            skip_logits = self.training
         loss, logits = None, None
         if labels is None or not skip_logits:
             logits = self.decoder.fcn(outputs)  # (captions, steps, vocab_size)
@@ -554,34 +644,60 @@ class ShowAttendForConditionalGeneration(ShowAttendPreTrainedModel, ShowAttendGe
         **kwargs: Any,
     ) -> Any:
         """transformers' `generate`, from `pixel_values`, `image_features` or `encoder_outputs` (see [`forward`])."""
-        _check_one_given(inputs, kwargs.get("pixel_values"), image_features, encoder_outputs)
+        pixel_values = kwargs.get("pixel_values")
+        _check_one_given(inputs, pixel_values, image_features, encoder_outputs)
+        encoded = None if encoder_outputs is None else encoder_outputs[0]
+        (num_images,) = [len(x) for x in (inputs, pixel_values, image_features, encoded) if x is not None]
+        if num_images == 0:
+            raise ValueError("There is no image to caption: the batch is empty.")
         if image_features is not None:
-            encoder_outputs = self.encoder(image_features=image_features)
-        prefix = kwargs.get("decoder_input_ids")
-        if prefix is not None and (prefix == self.config.pad_token_id).any():
+            encoded = self.encoder(image_features=image_features)[0]
+        if encoded is not None:
+            kwargs["encoder_outputs"] = BaseModelOutput(last_hidden_state=encoded)
+        prefix, mask = kwargs.get("decoder_input_ids"), kwargs.get("decoder_attention_mask")
+        if prefix is not None and len(prefix) != num_images:
+            raise ValueError(f"decoder_input_ids hold {len(prefix)} prefixes for {num_images} images: give one each.")
+        is_padded = prefix is not None and bool((prefix == self.config.pad_token_id).any())
+        if is_padded or (mask is not None and not mask.all()):
             raise ValueError(
-                "decoder_input_ids hold padding, which an LSTM cannot skip: give prefixes of one length, or one photo "
+                "decoder_input_ids hold padding, which an LSTM cannot skip: give prefixes of one length, or one image "
                 "at a time."
             )
-        if encoder_outputs is not None:
-            kwargs["encoder_outputs"] = BaseModelOutput(last_hidden_state=encoder_outputs[0])
+        states = [kwargs.pop(name, None) for name in ("cache", "past_key_values")]
+        for state in states:
+            if state is not None:
+                _check_continues(state, prefix)
+                kwargs[STATE] = state
         return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
 
 
+def _check_continues(state: ShowAttendCache, tokens: torch.Tensor | None) -> None:
+    """A state is continued by the caption that led to it and what comes after it."""
+    steps = state.get_seq_length()
+    if state.lstm.reordered:
+        raise ValueError("The state of a beam search cannot be continued: its rows are not those of the captions.")
+    if steps == 0:
+        return
+    if tokens is None or tokens.shape[1] <= steps:
+        raise ValueError(f"decoder_input_ids must be the caption so far, longer than the {steps} tokens already read.")
+    if state.tokens_read is not None and not torch.equal(state.tokens_read, tokens[:, :steps]):
+        raise ValueError(f"decoder_input_ids do not begin with the {steps} tokens that the state has read.")
+
+
 def generated_attentions(outputs: Any) -> torch.Tensor:
-    """Where each generated word piece looked, for greedy search, sampling and the surviving beams alike.
+    """Where each generated token looked, for greedy search, sampling and the surviving beams alike.
 
     Args:
         outputs: What `generate(..., return_dict_in_generate=True, output_attentions=True)` returned.
 
     Returns:
-        (captions, generated pieces, positions). A row sums to one; rows after a caption's `[SEP]` are meaningless.
+        (captions, generated tokens, positions). A row sums to one; rows after a caption's `[SEP]` are meaningless.
     """
     steps = [step[0][:, 0, -1] for step in outputs.cross_attentions]  # (beams, positions) each
     beams = getattr(outputs, "beam_indices", None)
     if beams is None:
         return torch.stack(steps, dim=1)
-    # beam_indices[i, t] is the row whose prediction became piece t of caption i (-1 after its end)
+    # beam_indices[i, t] is the row whose prediction became token t of caption i (-1 after its end)
     return torch.stack([step[beams[:, t].clamp(min=0)] for t, step in enumerate(steps[: beams.shape[1]])], dim=1)
 
 

@@ -1,4 +1,4 @@
-"""`pipeline(model=FOLDER_OR_ID, trust_remote_code=True)`: photos in, captions out."""
+"""`pipeline("image-to-text", model=FOLDER_OR_ID, trust_remote_code=True)`: images in, captions out."""
 
 import os
 from typing import Any
@@ -7,16 +7,16 @@ from transformers import BatchFeature, Pipeline
 
 
 class ImageCaptioningPipeline(Pipeline):
-    """Captions photos; no text is needed.
+    """Captions images; no text is needed.
 
     ```python
-    captioner = pipeline(model="FOLDER_OR_ID", trust_remote_code=True)
+    captioner = pipeline("image-to-text", model="FOLDER_OR_ID", trust_remote_code=True)
     captioner("dog.jpg")                                # [{"generated_text": "a dog runs through the grass"}]
     captioner(["dog.jpg", "cat.png"], batch_size=2)     # a list of such lists
     captioner("dog.jpg", prefix="a photo of", num_beams=5, num_return_sequences=3)
     ```
 
-    A photo is anything that the image processor reads: a path, an http(s) URL, a PIL image, an array, bytes, an open
+    An image is anything that the image processor reads: a path, an http(s) URL, a PIL image, an array, bytes, an open
     file. `prefix` is how the caption begins. All other arguments go to `generate`.
     """
 
@@ -39,7 +39,7 @@ class ImageCaptioningPipeline(Pipeline):
     def _forward(self, model_inputs: BatchFeature, **generate_kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         sequences = self.model.generate(**model_inputs, **generate_kwargs)
         images = len(model_inputs["pixel_values"])
-        return {"sequences": sequences.view(images, -1, sequences.shape[-1])}  # (images, captions of each, pieces)
+        return {"sequences": sequences.view(images, -1, sequences.shape[-1])}  # (images, captions of each, tokens)
 
     def postprocess(self, model_outputs: dict[str, Any]) -> list[dict[str, str]]:  # type: ignore[override]
         captions = self.processor.batch_decode(model_outputs["sequences"].flatten(0, 1), skip_special_tokens=True)

@@ -1,12 +1,24 @@
-"""The processor: photos and texts to what the captioner's `forward` and `generate` take."""
+"""The processor: images and texts to what the captioner's `forward` and `generate` take."""
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from transformers import BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin, TensorType
+from transformers.processing_utils import ProcessingKwargs
 
 IGNORED = -100  # the label that the loss leaves out
+
+
+class ShowAttendTextKwargs(TypedDict, total=False):
+    padding: bool | str
+    max_length: int
+    return_tensors: str | TensorType | None
+
+
+class ShowAttendProcessorKwargs(ProcessingKwargs, total=False):
+    text_kwargs: ShowAttendTextKwargs  # type: ignore[misc]
+    _defaults = {"text_kwargs": {"padding": True, "max_length": 30}}  # type: ignore[misc]
 
 
 class ShowAttendProcessor(ProcessorMixin):
@@ -23,6 +35,8 @@ class ShowAttendProcessor(ProcessorMixin):
         tokenizer: A `BertTokenizer`; captions start with its `[CLS]` and end with its `[SEP]`.
     """
 
+    valid_processor_kwargs = ShowAttendProcessorKwargs  # type: ignore[assignment]
+
     def __init__(self, image_processor: BaseImageProcessor, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(image_processor, tokenizer)
 
@@ -31,22 +45,21 @@ class ShowAttendProcessor(ProcessorMixin):
         images: Any = None,
         text: str | Sequence[str] | None = None,
         text_target: str | Sequence[str] | None = None,
-        max_length: int = 30,
-        padding: bool | str = True,
-        return_tensors: str | TensorType | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Prepares a batch; every output has the batch as its first dimension, also for a single photo.
+        """Prepares a batch; every output has the batch as its first dimension, also for a single image.
 
         Args:
-            images: A photo or a batch of photos, of any kind that [`ShowAttendImageProcessor`] reads.
-            text: How the captions are to begin, for `generate`: one prefix for all photos or one each. An empty
+            images: An image or a batch of images, of any kind that [`ShowAttendImageProcessor`] reads.
+            text: How the captions are to begin, for `generate`: one prefix for all images or one each. An empty
                 prefix gives `[CLS]` alone.
-            text_target: The captions to learn, one for each photo.
-            max_length: How many word pieces of a caption to learn are kept, `[CLS]` and `[SEP]` counted.
-            padding: How the captions to learn are padded: to the longest, or `"max_length"`.
-            return_tensors: `"pt"`, `"np"`, or None for lists.
-            kwargs: Options of the image processor.
+            text_target: The captions to learn, one for each image.
+            kwargs: By themselves or in `images_kwargs`, `text_kwargs` and `common_kwargs`, as transformers' processors
+                take them:
+                - max_length (30): How many tokens of a caption to learn are kept, `[CLS]` and `[SEP]` counted.
+                - padding (True): How the captions to learn are padded: to the longest, or `"max_length"`.
+                - return_tensors: `"pt"`, `"np"`, or None for lists.
+                - Options of the image processor.
 
         Returns:
             BatchFeature with, of what was asked for,
@@ -56,24 +69,40 @@ class ShowAttendProcessor(ProcessorMixin):
               anyway; -100 where padded.
 
         Raises:
-            ValueError: Nothing was given, the numbers of photos and texts differ, or the prefixes of one batch differ
+            ValueError: Nothing was given, the numbers of images and texts differ, or the prefixes of one batch differ
                 in length: an LSTM reads every input and cannot skip padding.
-            OSError: A photo cannot be read.
+            TypeError: An argument is unknown.
+            OSError: An image cannot be read.
         """
         if images is None and text is None and text_target is None:
             raise ValueError("give the processor at least one of images, text and text_target")
+        kwargs |= kwargs.pop("common_kwargs", {})
+        self._refuse_unknown(kwargs)
+        merged = self._merge_kwargs(ShowAttendProcessorKwargs, **kwargs)  # type: ignore[arg-type]
+        images_kwargs, text_kwargs = merged["images_kwargs"], merged["text_kwargs"]
+        tensor_types = [group.pop("return_tensors", None) for group in (images_kwargs, text_kwargs)]
         data: dict[str, Any] = {}
-        n_images = None
+        num_images = None
         if images is not None:
-            data.update(self.image_processor(images, **kwargs))
-            n_images = len(data["pixel_values"])
+            data.update(self.image_processor(images, **images_kwargs))
+            num_images = len(data["pixel_values"])
         if text is not None:
             if isinstance(text, str):
-                text = [text] * (n_images or 1)
-            data["decoder_input_ids"] = self._prefix_ids(_checked(text, "text", n_images))
+                text = [text] * (num_images or 1)
+            data["decoder_input_ids"] = self._prefix_ids(_checked(text, "text", num_images))
         if text_target is not None:
-            data["labels"] = self._labels(_checked(text_target, "text_target", n_images), max_length, padding)
-        return BatchFeature(data, tensor_type=return_tensors)
+            data["labels"] = self._labels(_checked(text_target, "text_target", num_images), **text_kwargs)
+        return BatchFeature(data, tensor_type=next(filter(None, tensor_types), None))
+
+    def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
+        """transformers ignores an argument that it does not know, with a warning or without."""
+        image_names = set(self.image_processor.valid_kwargs.__annotations__)
+        text_names = set(ShowAttendTextKwargs.__annotations__)
+        groups = {"images_kwargs": image_names, "text_kwargs": text_names}
+        given = [(name, image_names | text_names | set(groups)) for name in kwargs]
+        given += [(name, names) for group, names in groups.items() for name in kwargs.get(group, {})]
+        if unknown := [name for name, names in given if name not in names]:
+            raise TypeError(f"{type(self).__name__} got an unexpected argument {unknown[0]!r}.")
 
     def _prefix_ids(self, prefixes: list[str]) -> list[list[int]]:
         # split_special_tokens: a "[SEP]" typed in a text is text.
@@ -81,7 +110,7 @@ class ShowAttendProcessor(ProcessorMixin):
         lengths = sorted({len(ids) for ids in encoded["input_ids"]})
         if len(lengths) > 1:
             raise ValueError(
-                "the prefixes of one batch must have the same number of word pieces, because an LSTM cannot skip "
+                "the prefixes of one batch must have the same number of tokens, because an LSTM cannot skip "
                 f"padding, but they have {', '.join(map(str, lengths))}: caption them in separate batches"
             )
         return [[self.tokenizer.cls_token_id, *ids] for ids in encoded["input_ids"]]
@@ -125,13 +154,13 @@ def _joined(text: str) -> str:
     return re.sub(r"(?<=\w) (['/-]) (?=\w)", r"\1", text)
 
 
-def _checked(texts: str | Sequence[str], argument: str, n_images: int | None) -> list[str]:
+def _checked(texts: str | Sequence[str], argument: str, num_images: int | None) -> list[str]:
     texts = list(texts) if isinstance(texts, Sequence) and not isinstance(texts, str) else [texts]
     for number, text in enumerate(texts, start=1):
         if not isinstance(text, str):
             raise ValueError(f"{argument} must hold strings, but number {number} is of type {type(text).__name__}")
-    if not texts or n_images not in (None, len(texts)):
-        images = "each image" if n_images is None else f"each of {n_images} images"
+    if not texts or num_images not in (None, len(texts)):
+        images = "each image" if num_images is None else f"each of {num_images} images"
         raise ValueError(f"{argument} must hold one string for {images}, but holds {len(texts)}")
     return texts
 

@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from modeling_showattend.modeling_showattend import ShowAttendCache, ShowAttendForConditionalGeneration
+from modeling_showattend.modeling_showattend import ImageMemory, ShowAttendForConditionalGeneration
 from modeling_showattend.processing_showattend import ShowAttendProcessor
 from showattend.checkpoints import load_captioner
 
@@ -63,14 +63,13 @@ class _Encoder(nn.Module):
         self.model = model
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        decoder = self.model.decoder
         features = self.model.encoder(pixel_values=pixel_values).last_hidden_state  # (images, positions, encoder_dim)
-        mean = features.mean(dim=1, keepdim=True)  # (images, 1, encoder_dim)
-        return decoder.projected(features), decoder.attention.U(features), decoder.init_h(mean), decoder.init_c(mean)
+        memory, (h, c) = self.model.decoder.start(features, project=True)
+        return memory.value, memory.key, h.unsqueeze(1), c.unsqueeze(1)
 
 
 class _DecodingStep(nn.Module):
-    """The decoder's own `forward` for one word piece, with the cache's contents as inputs and outputs."""
+    """The decoder's `unroll` for one token, with the memory and the state as inputs and outputs."""
 
     def __init__(self, model: ShowAttendForConditionalGeneration) -> None:
         super().__init__()
@@ -84,10 +83,10 @@ class _DecodingStep(nn.Module):
         values: torch.Tensor,  # (images, positions, ...)
         keys: torch.Tensor,  # (images, positions, attention_dim)
     ) -> tuple[torch.Tensor, ...]:
-        cache = ShowAttendCache()
-        cache.remember(h.flatten(0, 1), c.flatten(0, 1), keys, values, steps=1)
-        outputs, attentions = self.decoder(values, input_ids.reshape(-1, 1), cache)
-        results = (self.decoder.fcn(outputs), *cache.state, attentions)
+        memory = ImageMemory(keys, values, projected=True)
+        state = h.flatten(0, 1), c.flatten(0, 1)  # (images * captions, decoder_dim) each
+        outputs, attentions, state = self.decoder.unroll(input_ids.reshape(-1, 1), memory, state)
+        results = (self.decoder.fcn(outputs), *state, attentions)
         return tuple(result.reshape(*input_ids.shape, result.shape[-1]) for result in results)
 
 
@@ -234,7 +233,7 @@ def _decoder_graph(model: ShowAttendForConditionalGeneration, settings: dict[str
     grid = settings["attention_grid"]
     positions, config = grid["rows"] * grid["columns"], model.config
     state = 2, CAPTIONS, config.decoder_dim
-    width = model.decoder.projected(torch.zeros(1, 1, config.encoder_dim)).shape[-1]
+    width = model.decoder.project(torch.zeros(1, 1, config.encoder_dim)).shape[-1]
     inputs = {
         "input_ids": (torch.zeros(2, CAPTIONS, dtype=torch.long), {0: images, 1: captions}),
         "h": (torch.zeros(state), {0: images, 1: captions}),
@@ -384,7 +383,7 @@ def _differences(
         return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
 
     return {
-        "values": difference(values, model.decoder.projected(expected.encoder_last_hidden_state)),
+        "values": difference(values, model.decoder.project(expected.encoder_last_hidden_state)),
         "logits": difference(logits, expected.logits),
         "attention": difference(attention, expected.cross_attentions[0]),
     }

@@ -20,6 +20,7 @@ from modeling_showattend.processing_showattend import ShowAttendProcessor
 from showattend.checkpoints import load_captioner
 from showattend.data.tokenization import load_tokenizer, prune_tokenizer
 
+from .encoder_weights import load_encoder_weights
 from .settings import TrainingSettings
 
 # What may differ when a run resumes: where things lie, how long it is to run, how it is reported.
@@ -113,7 +114,7 @@ def build_model(
         **regularisers,
     )
     model = ShowAttendForConditionalGeneration(config)
-    model.load_encoder_weights(settings.encoder_weights)
+    load_encoder_weights(model, settings.encoder_weights)
     model.generation_config.max_length = settings.max_length
     return model, ShowAttendProcessor(ShowAttendImageProcessor(), tokenizer)
 

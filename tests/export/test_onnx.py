@@ -197,7 +197,7 @@ def test_lower_precision_is_smaller_and_nearly_the_same(
     model, processor = load_captioner(exported / "checkpoint")
     pixel_values = processor(images=photos, return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
-        values = model.decoder.projected(model.encoder(pixel_values=pixel_values)[0]).numpy()
+        values = model.decoder.project(model.encoder(pixel_values=pixel_values)[0]).numpy()
     sizes = {}
     for precision, least, most in (("float32", 0, 1e-4), ("float16", 1e-5, 1e-2), ("int8", 1e-3, 0.2)):
         captioner = OnnxCaptioner.from_pretrained(exported / "onnx", precision)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from modeling_showattend import ShowAttendImageProcessor
 from showattend.hub import original_resnet50
+from showattend.training.encoder_weights import load_encoder_weights
 
 SCRIPT = vars(original_resnet50)
 
@@ -82,7 +83,7 @@ def test_every_weight_finds_its_place(make_model: Callable[..., Any], tmp_path: 
     assert np.array_equal(third.detach().numpy(), keras["res4c_branch2b/kernel"].transpose(3, 2, 0, 1))
     save_file(state, tmp_path / "resnet50.safetensors")
     model = make_model(encoder_name="resnet50", stride_in_1x1=True)
-    model.load_encoder_weights(tmp_path / "resnet50.safetensors")
+    load_encoder_weights(model, tmp_path / "resnet50.safetensors")
     assert torch.equal(model.encoder.resnet[6][2].conv2.weight, third)
 
 

@@ -105,7 +105,7 @@ seen["list"] = captioner(photos, max_length=12)
 seen["batches"] = captioner(photos, batch_size=2, max_length=12)
 seen["many"] = captioner(photos, batch_size=2, prefix="a dog", num_beams=3, num_return_sequences=2, max_length=9)
 seen["nested_arguments"] = captioner(photos[0], generate_kwargs={"num_beams": 3, "max_length": 12})
-named = pipeline("image-captioning", model=folder, num_beams=3, max_length=12, **options)
+named = pipeline("image-to-text", model=folder, num_beams=3, max_length=12, **options)
 seen["named"] = named(photos)
 text_to_text = pipeline("image-text-to-text", model=folder, **options)
 seen["text_to_text"] = text_to_text(images=photos[0], text="", generate_kwargs={"max_length": 12})
@@ -206,7 +206,7 @@ def test_saved_folder_is_complete(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == FILES
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["ShowAttendForConditionalGeneration"]
-    assert config["custom_pipelines"]["image-captioning"]["impl"] == "pipeline_showattend.ImageCaptioningPipeline"
+    assert config["custom_pipelines"]["image-to-text"]["impl"] == "pipeline_showattend.ImageCaptioningPipeline"
 
 
 def test_fresh_processes(folder: Path, photos: list[Path], tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def check(seen: Json, expected: Json) -> None:
     same_captions(seen["captions"], expected["captions"])
     same_captions(seen["auto_model_captions"], expected["captions"])
 
-    assert seen["pipeline"] == ["ImageCaptioningPipeline", "image-captioning"]
+    assert seen["pipeline"] == ["ImageCaptioningPipeline", "image-to-text"]
     assert seen["image"] == seen["path"] == as_output(expected["greedy"])[0]
     assert seen["list"] == seen["batches"] == as_output(expected["greedy"])
     assert seen["nested_arguments"] == as_output(expected["beams"])[0]
@@ -281,7 +281,7 @@ def test_pipeline_of_this_process(folder: Path, photos: list[Path]) -> None:
     from modeling_showattend.pipeline_showattend import ImageCaptioningPipeline
 
     model, processor = Model.from_pretrained(folder), ShowAttendProcessor.from_pretrained(folder)
-    captioner = ImageCaptioningPipeline(model=model, processor=processor, task="image-captioning")
+    captioner = ImageCaptioningPipeline(model=model, processor=processor, task="image-to-text")
     expected = as_output(in_process(folder, photos)["greedy"])
 
     def images() -> Iterator[Image.Image]:

@@ -1,8 +1,6 @@
 """The network and its loss: shapes, what is trained and what is frozen, and every formula against a plain one."""
 
 import gc
-import os
-import pickle
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +59,7 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
 )
 def test_decoder_is_the_papers(make_model: MakeModel, image_features: torch.Tensor, options: dict[str, bool]) -> None:
     model = make_model(dropout=0.0, **options).train()
-    output = model(image_features=image_features, labels=LABELS)
+    output = model(image_features=image_features, labels=LABELS, skip_logits=False)
     output.loss.backward()
     got = gradients(model)
     model.zero_grad()
@@ -277,83 +275,6 @@ def test_stride_in_1x1_does_not_touch_basic_blocks(make_model: MakeModel, pixel_
 # --- the encoder's weights ---
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-@pytest.mark.parametrize("classifier", [True, False])
-def test_load_encoder_weights(make_model: MakeModel, tmp_path: Path, suffix: str, classifier: bool) -> None:
-    resnet = torchvision.models.resnet18(num_classes=7)
-    state = {key: value for key, value in resnet.state_dict().items() if classifier or not key.startswith("fc.")}
-    path = tmp_path / f"weights{suffix}"
-    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
-    model = make_model()
-    decoder = {name: value.clone() for name, value in model.decoder.state_dict().items()}
-    model.load_encoder_weights(path)
-    assert torch.equal(model.encoder.resnet[0].weight, resnet.conv1.weight)
-    assert torch.equal(model.encoder.resnet[7][1].bn2.running_var, resnet.layer4[1].bn2.running_var)
-    assert all(torch.equal(value, decoder[name]) for name, value in model.decoder.state_dict().items())
-    model.train()
-    assert not any(p.requires_grad for p in model.encoder.parameters())
-
-
-class Malicious:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.path),)
-
-
-def test_load_encoder_weights_refuses(make_model: MakeModel, tmp_path: Path) -> None:
-    model = make_model()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    state = torchvision.models.resnet18().state_dict()
-
-    def refused(path: Path, message: str) -> None:
-        with pytest.raises(ValueError, match=message) as error:
-            model.load_encoder_weights(path)
-        assert str(path) in str(error.value)
-        assert "\n" not in str(error.value)
-
-    with pytest.raises(FileNotFoundError, match=r"missing\.pth do not exist"):
-        model.load_encoder_weights(tmp_path / "missing.pth")
-    with pytest.raises(ValueError, match="'IMAGENET9' is neither a file of weights nor one of IMAGENET1K_V1"):
-        model.load_encoder_weights("IMAGENET9")
-
-    (tmp_path / "junk.safetensors").write_text("no weights")
-    (tmp_path / "junk.pth").write_text("no weights")
-    refused(tmp_path / "junk.safetensors", "not a readable file of tensors")
-    refused(tmp_path / "junk.pth", "not a readable file of tensors")
-    wrong: dict[str, Any] = {
-        "resnet34": torchvision.models.resnet34().state_dict(),
-        "resnet50": torchvision.models.resnet50().state_dict(),
-        "nested": {"state_dict": state},
-        "part": dict(list(state.items())[:20]),
-        "list": [1, 2],
-        "numbers": dict.fromkeys(state, 0),
-    }
-    for name, content in wrong.items():
-        torch.save(content, tmp_path / f"{name}.pth")
-        refused(tmp_path / f"{name}.pth", "does not hold the torchvision state dict of a resnet18")
-
-    marker = tmp_path / "executed"
-    torch.save({"conv1.weight": Malicious(marker)}, tmp_path / "malicious.pth")
-    (tmp_path / "malicious.bin").write_bytes(pickle.dumps(Malicious(marker), protocol=2))
-    refused(tmp_path / "malicious.pth", "not a readable file of tensors")
-    refused(tmp_path / "malicious.bin", "not a readable file of tensors")
-    assert not marker.exists()
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-def test_load_encoder_weights_without_network(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    for error in (OSError("no route"), RuntimeError("invalid hash value")):
-
-        def fail(*_: Any, error: Exception = error, **__: Any) -> None:
-            raise error
-
-        monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", fail)
-        with pytest.raises(OSError, match="IMAGENET1K_V1 weights of resnet18 could not be downloaded"):
-            make_model().load_encoder_weights()
-
-
 def test_missing_weights_only_are_initialised(make_model: MakeModel, tmp_path: Path) -> None:
     """`from_pretrained` of an incomplete checkpoint leaves what was loaded, and gives the rest sensible values."""
     model = make_model()
@@ -416,7 +337,7 @@ def test_skip_logits_changes_no_number(
     make_model: MakeModel, image_features: torch.Tensor, options: dict[str, Any]
 ) -> None:
     model = make_model(dropout=0.0, label_smoothing=0.1, doubly_stochastic_penalty=1.0, **options).train()
-    full = model(image_features=image_features, labels=LABELS)
+    full = model(image_features=image_features, labels=LABELS, skip_logits=False)
     full.loss.backward()
     expected = gradients(model)
     model.zero_grad()
@@ -446,11 +367,12 @@ def test_several_captions_of_an_image(
 ) -> None:
     model = make_model(dropout=0.0, doubly_stochastic_penalty=1.0, **options).train()
     labels = torch.randint(5, model.config.vocab_size, (6, 5), generator=torch.Generator().manual_seed(3))
-    shared = model(image_features=image_features, labels=labels)
+    shared = model(image_features=image_features, labels=labels, skip_logits=False)
     shared.loss.backward()
     got = gradients(model)
     model.zero_grad()
-    repeated = model(image_features=image_features.repeat_interleave(2, dim=0), labels=labels)
+    images = image_features.repeat_interleave(2, dim=0)
+    repeated = model(image_features=images, labels=labels, skip_logits=False)
     repeated.loss.backward()
     torch.testing.assert_close(shared.logits, repeated.logits)
     torch.testing.assert_close(shared.cross_attentions, repeated.cross_attentions)

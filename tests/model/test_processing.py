@@ -71,7 +71,7 @@ def test_a_special_token_typed_in_a_text_is_text(processor: ShowAttendProcessor)
 
 
 def test_prefixes_of_different_lengths_are_refused(processor: ShowAttendProcessor, photo: Image.Image) -> None:
-    with pytest.raises(ValueError, match=r"same number of word pieces.*LSTM.*2, 3"):
+    with pytest.raises(ValueError, match=r"same number of tokens.*LSTM.*2, 3"):
         processor([photo, photo], text=["a photo", "the dog run"], padding=True, return_tensors="pt")
 
 
