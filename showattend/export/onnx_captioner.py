@@ -11,10 +11,14 @@ import io
 import json
 import os
 import re
+import string
 import sys
 from collections.abc import Generator, Sequence
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,37 +26,69 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 SETTINGS_FILE = "captioner.json"
 Floats: TypeAlias = NDArray[np.float32]
+_T = TypeVar("_T")
 
 
 class Caption(NamedTuple):
-    """A caption, and where the network looked before each of its word pieces.
+    """A caption, and where the network looked before each of its tokens.
 
-    `token_ids` and `pieces` are what was generated after `[CLS]`: they end with `[SEP]`, unless the caption was cut at
-    its greatest length. `attentions` is (pieces, rows, columns), the weights of the grid that lies over the upright
-    photo; those of a piece sum to one.
+    `token_ids` and `tokens` are what follows `[CLS]`: a prefix, if one was given, and what was generated, which ends
+    with `[SEP]` unless the caption was cut at its maximum length. `attentions` is (tokens, rows, columns), the weights
+    of the grid that lies over the upright image; those of a token sum to one. `score` is the mean log probability of
+    the generated tokens.
     """
 
     text: str
     token_ids: list[int]
-    pieces: list[str]
+    tokens: list[str]
     attentions: Floats
+    score: float
+
+
+class Search(NamedTuple):
+    """How captions are searched for."""
+
+    start: int
+    end: int
+    no_repeat_ngram_size: int  # 0: captions may repeat themselves
+    num_beams: int
+    num_captions: int
+    length_penalty: float
+    max_length: int
+    prefix: tuple[int, ...]
+
+    def repeating(self, token_ids: Sequence[int]) -> list[int]:
+        """The tokens that would complete a second occurrence of `no_repeat_ngram_size` tokens in a row."""
+        size, tokens = self.no_repeat_ngram_size, (self.start, *token_ids)
+        places = range(len(tokens) - size + 1) if size else ()
+        last = tokens[len(tokens) - size + 1 :]
+        return [tokens[place + size - 1] for place in places if tokens[place : place + size - 1] == last]
 
 
 class _Hypothesis(NamedTuple):
-    """A caption in the making."""
+    """An unfinished caption."""
 
-    score: np.float32
-    token_ids: tuple[int, ...]
-    attentions: tuple[Floats, ...]  # (positions,) each
+    prefix_length: int
+    log_prob: np.float32 = np.float32(0)  # of the generated tokens
+    token_ids: tuple[int, ...] = ()
+    attentions: tuple[Floats, ...] = ()  # (positions,) each
+
+    def extended(self, token_id: int, log_prob: np.float32, attention: Floats) -> "_Hypothesis":
+        return _Hypothesis(
+            self.prefix_length,
+            self.log_prob + log_prob,
+            (*self.token_ids, token_id),
+            (*self.attentions, attention),
+        )
 
 
-# The search for a photo's caption asks for a decoding step with the last pieces of its captions, their h and c, and is
-# sent logits, h, c and attention; of each the first dimension is the captions'.
-_Search: TypeAlias = Generator[tuple[Sequence[int], Floats, Floats], list[Floats], _Hypothesis]
+# The search for an image's captions yields the last token of each, and their h and c, to ask for a decoding step; it is
+# sent logits, h, c and attention. The first dimension of each is the captions'.
+_Steps: TypeAlias = Generator[tuple[Sequence[int], Floats, Floats], list[Floats], _T]
 
 
 class OnnxCaptioner:
-    """A captioner that `scripts/export_onnx.py` wrote.
+    """A captioner that `showattend export-onnx` wrote.
 
     ```python
     captioner = OnnxCaptioner.from_pretrained("FOLDER", precision="int8")
@@ -62,7 +98,7 @@ class OnnxCaptioner:
     ```
 
     Args:
-        settings: What `captioner.json` holds.
+        settings: The contents of `captioner.json`.
         encoder: The `onnxruntime.InferenceSession` from `pixel_values` to `values`, `keys`, `h` and `c`.
         decoder: The one of a decoding step.
     """
@@ -73,8 +109,12 @@ class OnnxCaptioner:
         self.decoder = decoder
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], precision: str = "float32") -> "OnnxCaptioner":
+    def from_pretrained(cls, folder: str | os.PathLike[str], precision: str | None = None) -> "OnnxCaptioner":
         """Load an exported captioner, to run on the CPU.
+
+        Args:
+            folder: What `showattend export-onnx` wrote.
+            precision: float32, float16 or int8; by default the first of these that the folder holds.
 
         Raises:
             ImportError: If onnxruntime is not installed.
@@ -91,10 +131,11 @@ class OnnxCaptioner:
             files = settings["files"]
         except (FileNotFoundError, NotADirectoryError) as error:
             raise FileNotFoundError(
-                f"{folder} has no {SETTINGS_FILE}, so it is no exported captioner: scripts/export_onnx.py makes one."
+                f"{folder} has no {SETTINGS_FILE}, so it is no exported captioner: `showattend export-onnx` makes one."
             ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise OSError(f"{folder / SETTINGS_FILE} does not hold the settings of an exported captioner.") from error
+        precision = next(iter(files), None) if precision is None else precision
         if precision not in files:
             raise ValueError(f"{folder} does not hold the precision {precision!r} but {', '.join(files)}.")
         options = SessionOptions()
@@ -108,126 +149,165 @@ class OnnxCaptioner:
                 raise OSError(f"{file} is missing or damaged: export the captioner again.") from error
         return cls(settings, *sessions)
 
-    def __call__(
-        self,
-        photo: Any,
-        num_beams: int | None = None,
-        length_penalty: float | None = None,
-        max_length: int | None = None,
-    ) -> Caption:
-        """Caption a photo as transformers' `generate` does it; what is not given is as `captioner.json` says.
+    def __call__(self, image: Any, **search: Any) -> Caption:
+        """Caption an image as transformers' `generate` does.
 
         Args:
-            photo: A path, a PIL image, the bytes of an image file, or an open binary file.
-            num_beams: 1 for greedy search, more for beam search.
-            length_penalty: Above 0, beam search prefers longer captions.
-            max_length: Word pieces at most, `[CLS]` and `[SEP]` counted.
+            image: A path, an http(s) URL, a PIL image, the bytes of an image file, or an open binary file.
+            search: See [`search`].
 
         Raises:
-            OSError: If the photo cannot be read.
-            ValueError: If it is of another type, or a number is out of range.
+            OSError: If the image cannot be read.
+            ValueError: If it is of another type, or from [`search`].
         """
-        return self.caption_batch([photo], num_beams, length_penalty, max_length)[0]
+        return self.caption_batch([image], **search)[0]
 
-    def caption_batch(
+    def caption_batch(self, images: Sequence[Any], **search: Any) -> list[Caption]:
+        """Caption images together, which takes less time than one by one; as many as memory allows, 32 say.
+
+        In int8 a caption may depend on the images beside it, whose activations are rounded to the same scale.
+
+        Args:
+            images: Each as [`__call__`] takes it. The other arguments and the errors are the same as well.
+        """
+        settled = self.search(**search)
+        if not images:
+            return []
+        pixel_values = np.stack([preprocess(read_image(image), self.settings["preprocessing"]) for image in images])
+        return [captions[0] for captions in self.generate(pixel_values, settled)]
+
+    def search(
         self,
-        photos: Sequence[Any],
         num_beams: int | None = None,
         length_penalty: float | None = None,
         max_length: int | None = None,
-    ) -> list[Caption]:
-        """Caption photos together, which takes less time than one by one; as many as memory allows, 32 say.
-
-        In int8 a caption may differ with the photos beside it, whose activations are rounded to the same scale.
+        num_captions: int = 1,
+        prefix: Sequence[int] = (),
+    ) -> Search:
+        """Settings of a search; what is not given is as `captioner.json` says.
 
         Args:
-            photos: Each as [`__call__`] takes it. The other arguments and the errors are its as well.
+            num_beams: 1 for greedy search, more for beam search. By default there are at least `num_captions`.
+            length_penalty: Above 0, beam search prefers longer captions.
+            max_length: Tokens at most, `[CLS]` and `[SEP]` counted.
+            num_captions: How many of the beams to return for each image.
+            prefix: The tokens that every caption begins with.
+
+        Raises:
+            ValueError: If a number is out of range, or two contradict each other.
         """
-        if not photos:
-            return []
         generation = self.settings["generation"]
-        num_beams = generation["num_beams"] if num_beams is None else num_beams
-        length_penalty = generation["length_penalty"] if length_penalty is None else length_penalty
-        max_length = generation["max_length"] if max_length is None else max_length
-        for name, number, least in (("num_beams", num_beams, 1), ("max_length", max_length, 2)):
+        beams = max(num_captions, generation["num_beams"]) if num_beams is None else num_beams
+        longest = generation["max_length"] if max_length is None else max_length
+        for name, number, least in (
+            ("num_captions", num_captions, 1),
+            ("num_beams", beams, 1),
+            ("max_length", longest, 2),
+        ):
             if not isinstance(number, int | np.integer) or number < least:
-                raise ValueError(f"{name}={number!r} must be a whole number from {least}.")
-        pixel_values = np.stack([preprocess(read_photo(photo), self.settings["preprocessing"]) for photo in photos])
-        values, keys, *state = self.encoder.run(["values", "keys", "h", "c"], {"pixel_values": pixel_values})
-        rules = _Rules(
+                raise ValueError(f"`{name}` must be a whole number from {least}, not {number!r}.")
+        if beams < num_captions:
+            raise ValueError(f"`num_captions` {num_captions} needs at least as many `num_beams`, not {beams}.")
+        if length_penalty is not None and beams == 1:
+            raise ValueError("`length_penalty` chooses among beams: it needs `num_beams` of 2 or more.")
+        if len(prefix) + 1 >= longest:
+            raise ValueError(
+                f"`prefix` has {len(prefix) + 1} tokens with [CLS], which leaves none for a caption of {longest}."
+            )
+        return Search(
             start=generation["decoder_start_token_id"],
             end=generation["eos_token_id"],
-            max_pieces=max_length - 1,
             no_repeat_ngram_size=generation["no_repeat_ngram_size"],
+            num_beams=beams,
+            num_captions=num_captions,
+            length_penalty=generation["length_penalty"] if length_penalty is None else length_penalty,
+            max_length=longest,
+            prefix=tuple(prefix),
         )
-        searches = [
-            greedy_search(rules, h, c) if num_beams == 1 else beam_search(rules, h, c, num_beams, length_penalty)
-            for h, c in zip(*state, strict=True)  # (1, units) each
-        ]
-        return [self._caption(best) for best in self._run_together(searches, values, keys)]
 
-    def _run_together(self, searches: list[_Search], values: Floats, keys: Floats) -> list[_Hypothesis]:
-        """What the photos' searches find, each decoding step taken for all that have not ended."""
-        found: dict[int, _Hypothesis] = {}
-        asked = {photo: next(search) for photo, search in enumerate(searches)}
+    def generate(self, pixel_values: Floats, search: Search) -> list[list[Caption]]:
+        """Caption preprocessed images together.
+
+        Args:
+            pixel_values: (images, 3, height, width), each as [`preprocess`] makes it.
+            search: What [`search`] returned.
+
+        Returns:
+            The captions of each image, the best first.
+        """
+        values, keys, *state = self.encoder.run(["values", "keys", "h", "c"], {"pixel_values": pixel_values})
+        search_one = greedy_search if search.num_beams == 1 else beam_search
+        searches = [search_one(search, h, c) for h, c in zip(*state, strict=True)]  # h, c: (1, units)
+        return [list(map(self._caption, found)) for found in self._run_together(searches, values, keys)]
+
+    def _run_together(
+        self, searches: list[_Steps[list[_Hypothesis]]], values: Floats, keys: Floats
+    ) -> list[list[_Hypothesis]]:
+        """What the images' searches find, each decoding step taken for all that have not ended."""
+        found: dict[int, list[_Hypothesis]] = {}
+        asked = {image: next(search) for image, search in enumerate(searches)}
         while asked:
-            # The graph takes equally many captions of each photo: what some lack is filled up.
+            # The graph takes equally many captions of each image: the missing ones are padding.
             shape = len(asked), max(len(token_ids) for token_ids, _, _ in asked.values())
             units = next(iter(asked.values()))[1].shape[-1]
             input_ids = np.zeros(shape, np.int64)
             h, c = np.zeros((2, *shape, units), np.float32)
-            for row, (token_ids, h_of_photo, c_of_photo) in enumerate(asked.values()):
+            for row, (token_ids, h_of_image, c_of_image) in enumerate(asked.values()):
                 input_ids[row, : len(token_ids)] = token_ids
-                h[row, : len(token_ids)], c[row, : len(token_ids)] = h_of_photo, c_of_photo
+                h[row, : len(token_ids)], c[row, : len(token_ids)] = h_of_image, c_of_image
             inputs = {"input_ids": input_ids, "h": h, "c": c, "values": values, "keys": keys}
             outputs = self.decoder.run(["logits", "next_h", "next_c", "attention"], inputs)
-            going_on = []
-            for row, (photo, (token_ids, _, _)) in enumerate(list(asked.items())):
+            continuing = []
+            for row, (image, (token_ids, _, _)) in enumerate(list(asked.items())):
                 try:
-                    asked[photo] = searches[photo].send([output[row, : len(token_ids)] for output in outputs])
-                    going_on.append(row)
+                    asked[image] = searches[image].send([output[row, : len(token_ids)] for output in outputs])
+                    continuing.append(row)
                 except StopIteration as end:
-                    found[photo] = end.value
-                    del asked[photo]
-            if len(going_on) < len(values):
-                values, keys = values[going_on], keys[going_on]
-        return [found[photo] for photo in range(len(searches))]
+                    found[image] = end.value
+                    del asked[image]
+            if len(continuing) < len(values):
+                values, keys = values[continuing], keys[continuing]
+        return [found[image] for image in range(len(searches))]
 
-    def _caption(self, best: _Hypothesis) -> Caption:
+    def _caption(self, hypothesis: _Hypothesis) -> Caption:
         grid = self.settings["attention_grid"]
+        generated = len(hypothesis.token_ids) - hypothesis.prefix_length
         return Caption(
-            text=self.decode(best.token_ids),
-            token_ids=list(best.token_ids),
-            pieces=[self.settings["vocabulary"][token_id] for token_id in best.token_ids],
-            attentions=np.stack(best.attentions).reshape(-1, grid["rows"], grid["columns"]),
+            text=self.decode(hypothesis.token_ids),
+            token_ids=list(hypothesis.token_ids),
+            tokens=[self.settings["vocabulary"][token_id] for token_id in hypothesis.token_ids],
+            attentions=np.stack(hypothesis.attentions).reshape(-1, grid["rows"], grid["columns"]),
+            score=float(hypothesis.log_prob) / generated,
         )
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Word pieces to text, special tokens left out: `man`, `'`, `s`, `surf`, `##board` to `man's surfboard`."""
+        """Tokens to text, special ones left out: `man`, `'`, `s`, `surf`, `##board` to `man's surfboard`."""
         special = self.settings["special_token_ids"]
-        pieces = [self.settings["vocabulary"][token_id] for token_id in token_ids if token_id not in special]
+        tokens = [self.settings["vocabulary"][token_id] for token_id in token_ids if token_id not in special]
         text = "".join(
-            piece.removeprefix("##") if number and piece.startswith("##") else _spaced(piece)
-            for number, piece in enumerate(pieces)
+            token.removeprefix("##") if number and token.startswith("##") else _spaced(token)
+            for number, token in enumerate(tokens)
         )
         return re.sub(r"(?<=\w) (['/-]) (?=\w)", r"\1", text.removeprefix(" "))
 
 
-def _spaced(piece: str) -> str:
+def _spaced(token: str) -> str:
     # As tokenizers' WordPiece decoder: no space before what ends a sentence or a contraction.
-    return piece if re.match(r"[.?!,]|n't|'(?:m|s|ve|re)", piece) else f" {piece}"
+    return token if re.match(r"[.?!,]|n't|'(?:m|s|ve|re)", token) else f" {token}"
 
 
-def read_photo(photo: Any) -> Image.Image:
-    """Reads a photo as people see it: upright (EXIF), RGB, 8 bits, first frame, transparent parts on white."""
-    name = photo if isinstance(photo, str | os.PathLike) else getattr(photo, "name", None) or "the photo"
-    if isinstance(photo, bytes | bytearray):
-        photo = io.BytesIO(photo)
+def read_image(source: Any) -> Image.Image:
+    """Reads an image as people see it: upright (EXIF), RGB, 8 bits, first frame, transparent parts on white."""
+    name = source if isinstance(source, str | os.PathLike) else getattr(source, "name", None) or "the image"
+    if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
+        source = _download(source)
+    elif isinstance(source, bytes | bytearray):
+        source = io.BytesIO(source)
     try:
-        if isinstance(photo, Image.Image):
-            return _upright_rgb(photo)
-        if isinstance(photo, str | os.PathLike) or hasattr(photo, "read"):
-            with Image.open(photo) as image:
+        if isinstance(source, Image.Image):
+            return _upright_rgb(source)
+        if isinstance(source, str | os.PathLike) or hasattr(source, "read"):
+            with Image.open(source) as image:
                 return _upright_rgb(image)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no such image file: {name}") from error
@@ -235,7 +315,17 @@ def read_photo(photo: Any) -> Image.Image:
         raise OSError(f"cannot read {name}: it is empty or in no image format that Pillow knows") from error
     except Exception as error:  # Pillow's decoders raise almost any type on a damaged file
         raise OSError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from error
-    raise ValueError(f"a photo must be a path, a PIL image, bytes or an open file, not {type(photo).__name__}")
+    raise ValueError(f"an image must be a path, a URL, a PIL image, bytes or an open file, not {type(source).__name__}")
+
+
+def _download(url: str) -> io.BytesIO:
+    # Some servers refuse Python's own User-Agent; spaces and letters beyond ASCII must be escaped in a request.
+    request = Request(quote(url, safe=string.punctuation), headers={"User-Agent": "Mozilla/5.0 (showattend)"})
+    try:
+        with urlopen(request, timeout=10) as response:
+            return io.BytesIO(response.read())
+    except (OSError, HTTPException, ValueError) as error:
+        raise OSError(f"cannot download {url}: {error}") from error
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
@@ -260,70 +350,63 @@ def preprocess(image: Image.Image, settings: dict[str, Any]) -> Floats:
     return np.ascontiguousarray(normalised.transpose(2, 0, 1))
 
 
-class _Rules(NamedTuple):
-    """Which captions a search may find."""
-
-    start: int
-    end: int
-    max_pieces: int
-    no_repeat_ngram_size: int  # 0: captions may repeat themselves
-
-    def repeating(self, token_ids: Sequence[int]) -> list[int]:
-        """The pieces that would end a second occurrence of `no_repeat_ngram_size` pieces in a row."""
-        size, pieces = self.no_repeat_ngram_size, (self.start, *token_ids)
-        places = range(len(pieces) - size + 1) if size else ()
-        last = pieces[len(pieces) - size + 1 :]
-        return [pieces[place + size - 1] for place in places if pieces[place : place + size - 1] == last]
+def _read_prefix(search: Search, h: Floats, c: Floats) -> _Steps[tuple[_Hypothesis, Floats, Floats]]:
+    """Have the decoder read the prefix: all but its last token, which the search begins with."""
+    caption = _Hypothesis(prefix_length=len(search.prefix))
+    for token_id in search.prefix:
+        _, h, c, attention = yield caption.token_ids[-1:] or (search.start,), h, c
+        caption = caption.extended(token_id, np.float32(0), attention[0])
+    return caption, h, c
 
 
-def greedy_search(rules: _Rules, h: Floats, c: Floats) -> _Search:
-    """The likeliest piece, one after the other."""
-    token_ids: list[int] = []
-    attentions: list[Floats] = []
-    while len(token_ids) < rules.max_pieces and rules.end not in token_ids[-1:]:
-        logits, h, c, attention = yield token_ids[-1:] or [rules.start], h, c
-        logits[0, rules.repeating(token_ids)] = -np.inf
-        token_ids.append(int(logits[0].argmax()))
-        attentions.append(attention[0])
-    return _Hypothesis(np.float32(0), tuple(token_ids), tuple(attentions))
+def greedy_search(search: Search, h: Floats, c: Floats) -> _Steps[list[_Hypothesis]]:
+    """The likeliest token, one after the other."""
+    caption, h, c = yield from _read_prefix(search, h, c)
+    for _ in range(search.max_length - 1 - len(search.prefix)):
+        logits, h, c, attention = yield caption.token_ids[-1:] or (search.start,), h, c
+        log_probs = _log_softmax(logits)[0]
+        log_probs[search.repeating(caption.token_ids)] = -np.inf
+        token_id = int(log_probs.argmax())
+        caption = caption.extended(token_id, log_probs[token_id], attention[0])
+        if token_id == search.end:
+            break
+    return [caption]
 
 
-def beam_search(rules: _Rules, h: Floats, c: Floats, num_beams: int, length_penalty: float) -> _Search:
-    """The best of the captions that transformers' beam search finds, with its default `early_stopping=False`."""
-    running = [_Hypothesis(np.float32(0), (), ())]  # best first; the score is the log probability
-    ended: list[_Hypothesis] = []  # best first; the score is divided by length ** length_penalty
-    for length in range(1, rules.max_pieces + 1):
-        last = [beam.token_ids[-1] if length > 1 else rules.start for beam in running]
-        logits, h, c, attention = yield last, h, c
+def beam_search(search: Search, h: Floats, c: Floats) -> _Steps[list[_Hypothesis]]:
+    """The captions that transformers' beam search finds, the best first, with its default `early_stopping=False`."""
+    num_beams, penalty = search.num_beams, search.length_penalty
+    first, h, c = yield from _read_prefix(search, h, c)
+    running = [first]  # the likeliest first
+    ended: list[tuple[np.float32, _Hypothesis]] = []  # with log_prob / length ** penalty; the best first
+    longest = search.max_length - 1 - len(search.prefix)
+    for length in range(1, longest + 1):  # of generated tokens
+        logits, h, c, attention = yield [(search.start, *beam.token_ids)[-1] for beam in running], h, c
         log_probs = _log_softmax(logits)
         for row, beam in zip(log_probs, running, strict=True):
-            row[rules.repeating(beam.token_ids)] = -np.inf
-        scores = log_probs + np.stack([beam.score for beam in running])[:, None]  # (beams, vocab_size)
-        # Twice as many as there are beams, so that enough go on where some of them end.
+            row[search.repeating(beam.token_ids)] = -np.inf
+        scores = log_probs + np.stack([beam.log_prob for beam in running])[:, None]  # (beams, vocab_size)
+        # Twice as many as there are beams, so that enough continue where some of them end.
         best = _largest(scores.ravel(), 2 * num_beams)
         parents, tokens = np.divmod(best, scores.shape[1])
         candidates = [
-            _Hypothesis(
-                scores[parent, token],
-                (*running[parent].token_ids, int(token)),
-                (*running[parent].attentions, attention[parent]),
-            )
+            running[parent].extended(int(token), log_probs[parent, token], attention[parent])
             for parent, token in zip(parents, tokens, strict=True)
         ]
-        at_end = (tokens == rules.end) | (length == rules.max_pieces)
+        at_end = (tokens == search.end) | (length == longest)
         for candidate, has_ended in zip(candidates[:num_beams], at_end, strict=False):
             if has_ended:
-                ended.append(candidate._replace(score=candidate.score / length**length_penalty))
-        ended = sorted(ended, key=lambda caption: -caption.score)[:num_beams]
-        going_on = np.flatnonzero(~at_end)[:num_beams]
-        if not len(going_on):
+                ended.append((candidate.log_prob / length**penalty, candidate))
+        ended = sorted(ended, key=lambda caption: -caption[0])[:num_beams]
+        continuing = np.flatnonzero(~at_end)[:num_beams]
+        if not len(continuing):
             break
-        running = [candidates[number] for number in going_on]
-        h, c = h[parents[going_on]], c[parents[going_on]]
-        # A guess at what a running caption can still reach: longer, it could have a better score than now.
-        if len(ended) == num_beams and running[0].score / length**length_penalty <= ended[-1].score:
+        running = [candidates[number] for number in continuing]
+        h, c = h[parents[continuing]], c[parents[continuing]]
+        # An estimate of what a running caption can still reach: longer, it could have a better score than now.
+        if len(ended) == num_beams and running[0].log_prob / length**penalty <= ended[-1][0]:
             break
-    return ended[0]
+    return [caption for _, caption in ended[: search.num_captions]]
 
 
 def _largest(values: Floats, number: int) -> NDArray[np.intp]:
@@ -342,9 +425,9 @@ def _log_softmax(logits: Floats) -> Floats:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Caption photos with ONNX Runtime.")
-    parser.add_argument("photos", nargs="+", metavar="PHOTO")
+    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="file or URL")
     parser.add_argument("--folder", default=Path(__file__).parent, help="of the exported captioner (default: this one)")
-    parser.add_argument("--precision", default="float32", help="float32 (default), float16 or int8")
+    parser.add_argument("--precision", help="float32, float16 or int8; default: the first of these that it holds")
     parser.add_argument("--num-beams", "--num_beams", type=int, help="1: greedy search")
     options = parser.parse_args()
     if options.num_beams is not None and options.num_beams < 1:

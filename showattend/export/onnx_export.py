@@ -33,7 +33,7 @@ from modeling_showattend.processing_showattend import ShowAttendProcessor
 from showattend.checkpoints import load_captioner
 
 from . import onnx_captioner
-from .onnx_captioner import SETTINGS_FILE, Floats, OnnxCaptioner, preprocess, read_photo
+from .onnx_captioner import SETTINGS_FILE, Floats, OnnxCaptioner, preprocess, read_image
 
 try:
     import onnx
@@ -190,6 +190,7 @@ def _settings(model: ShowAttendForConditionalGeneration, processor: ShowAttendPr
     for name in ("max_length", "decoder_start_token_id", "eos_token_id"):
         if not isinstance(generation.get(name), int):
             raise ValueError(f"The export needs one {name} in the captioner's generation config.")
+    normalizer = json.loads(tokenizer.backend_tokenizer.to_str())["normalizer"]
     vocabulary = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     if len(vocabulary) != model.config.vocab_size:
         raise ValueError(f"The tokenizer has {len(vocabulary)} word pieces, the network {model.config.vocab_size}.")
@@ -217,6 +218,8 @@ def _settings(model: ShowAttendForConditionalGeneration, processor: ShowAttendPr
         "attention_grid": {"rows": rows, "columns": columns},
         "decoder_dim": model.config.decoder_dim,
         "special_token_ids": sorted(tokenizer.all_special_ids),
+        "unk_token": tokenizer.unk_token,
+        "normalizer": {name: value for name, value in normalizer.items() if name != "type"},  # of tokenizers' BERT
         "vocabulary": vocabulary,
     }
 
@@ -352,7 +355,7 @@ def _calibration_photos(folder: Path, preprocessing: dict[str, Any]) -> Floats:
     photos = []
     for file in (files[number * len(files) // count] for number in range(count)):
         try:
-            photos.append(preprocess(read_photo(file), preprocessing))
+            photos.append(preprocess(read_image(file), preprocessing))
         except OSError as error:
             logger.warning("%s; it is left out of the calibration", error)
     if not photos:

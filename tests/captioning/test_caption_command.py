@@ -395,3 +395,86 @@ def test_several_processes_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch
     assert (done.code, done.lines) == (2, [])
     assert "a program of one process" in done.errors[-1]
     assert not Path("new.csv").exists()
+
+
+# --- exported captioners ---
+
+
+@pytest.fixture
+def exported(checkpoint: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> Path:
+    folder = checkpoint.with_name("exported")  # one for all tests
+    if not (folder / "captioner.json").exists():
+        for library in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(library)
+        from showattend.export.onnx_export import export_onnx
+
+        export_onnx(checkpoint, folder, ["float32"])
+        capsysbinary.readouterr()  # warnings of the libraries that export
+    return folder
+
+
+def test_an_exported_captioner_captions_as_its_checkpoint(run: Run, exported: Path) -> None:
+    Path("photos/b2.jpg").write_bytes(b"")
+    searches = [
+        [],
+        ["--num-beams=1", "--prefix=A red"],
+        ["--num-captions=3", "--length-penalty=2", "--max-length=8"],
+        ["--num-beams=4", "--num-captions=2", "--prefix=the dog runs"],
+    ]
+    texts = set()
+    for number, search in enumerate(searches):
+        rows = []
+        for name, checkpoint in (("torch", []), ("onnx", [f"--checkpoint={exported}"])):
+            done = run("photos", "-", *checkpoint, *search, f"--output={name}{number}.jsonl", stdin=b"photos/a.jpg\n")
+            assert (done.code, len(done.errors)) == (1, 1), done.errors
+            assert "cannot read photos/b2.jpg: it is empty" in done.errors[0]
+            rows.append(read(Path(f"{name}{number}.jsonl")))
+        expected, ours = rows
+        assert [(row["path"], row["caption"]) for row in ours] == [(row["path"], row["caption"]) for row in expected]
+        assert [row["score"] for row in ours] == pytest.approx([row["score"] for row in expected], abs=2e-4)
+        texts |= {row["caption"] for row in ours}
+    assert len(texts) > 15
+    assert run("photos", f"--checkpoint={exported}", "--output=onnx0.jsonl", "--resume").code == 1
+    assert len(read(Path("onnx0.jsonl"))) == 8
+
+
+def test_what_an_exported_captioner_refuses(run: Run, exported: Path) -> None:
+    for arguments, error in (
+        (["--sample"], "cannot --sample captions, it searches for them: use its checkpoint"),
+        (["--dtype=int8"], "does not hold the precision 'int8' but float32"),
+        (["--prefix=a zebra"], "does not know"),
+        (["--prefix=a dog", "--max-length=3"], "--prefix has 3 tokens with [CLS], which leaves none"),
+        (["--num-beams=1", "--length-penalty=2"], "--length-penalty chooses among beams"),
+    ):
+        done = run("photos", f"--checkpoint={exported}", "--output=new.csv", *arguments)
+        assert (done.code, done.lines) == (2, [])
+        assert error in done.errors[-1]
+        assert not Path("new.csv").exists()
+
+
+def test_prefixes_have_the_processors_tokens(exported: Path, processor: ShowAttendProcessor) -> None:
+    from showattend.captioning.exported import ExportedCaptioner
+
+    captioner = ExportedCaptioner(exported)
+    for prefix in ("a Red  BALL", "dog,cat", "the d\u00f3g", "", " white\tand black "):
+        assert "[UNK]" not in prefix
+        expected = processor(text=prefix)["decoder_input_ids"][0][1:]
+        if processor.tokenizer.unk_token_id in expected:
+            with pytest.raises(ValueError, match="does not know"):
+                ExportedCaptioner(exported, prefix=prefix)
+        else:
+            assert list(ExportedCaptioner(exported, prefix=prefix).search.prefix) == expected
+    assert captioner.search.prefix == ()
+
+
+def test_torch_is_not_imported_for_an_exported_captioner(exported: Path, photos: Path) -> None:
+    code = (
+        "import sys; from showattend.__main__ import main; assert main(sys.argv[1:]) == 0; "
+        "print({'torch', 'transformers'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", code, "caption", str(photos), f"--checkpoint={exported}", "--prefix=a dog"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
+    assert (done.returncode, done.stderr) == (0, "")
+    *captions, modules = done.stdout.splitlines()
+    assert len(captions) == 7
+    assert modules == "set()"

@@ -29,7 +29,7 @@ from modeling_showattend import (
 )
 from modeling_showattend.modeling_showattend import generated_attentions
 from showattend.checkpoints import load_captioner
-from showattend.export.onnx_captioner import OnnxCaptioner, preprocess, read_photo
+from showattend.export.onnx_captioner import OnnxCaptioner, preprocess, read_image
 
 if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(name)]:
     pytest.skip(f"the export is tested with {', '.join(missing)}: pip install them", allow_module_level=True)
@@ -145,7 +145,7 @@ def test_captions_and_attentions_are_those_of_torch(
             expected = ids[: ids.index(SEP) + 1] if SEP in ids else ids
             caption = captioner(photo, **search)
             assert (caption.token_ids, caption.text) == (expected, text)
-            assert caption.pieces == processor.tokenizer.convert_ids_to_tokens(expected)
+            assert caption.tokens == processor.tokenizer.convert_ids_to_tokens(expected)
             assert caption.attentions.shape == (len(expected), 2, 2)
             np.testing.assert_allclose(
                 caption.attentions.reshape(len(expected), -1), looks[: len(expected)].numpy(), atol=1e-4
@@ -319,7 +319,7 @@ def test_photos_of_every_kind_are_those_of_the_processor(
         images = ShowAttendImageProcessor(**{"size": {"height": 64, "width": 64}, **variant})
         settings = onnx_export._settings(model, ShowAttendProcessor(images, processor.tokenizer))["preprocessing"]
         assert len(settings["mean"]) == len(settings["std"]) == 3  # as the web page needs them
-        seen = [preprocess(read_photo(file), settings) for file in files.values()]
+        seen = [preprocess(read_image(file), settings) for file in files.values()]
         expected = images(list(files.values()), return_tensors="np")["pixel_values"]
         for name, ours, theirs in zip(files, seen, expected, strict=True):
             assert ours.dtype == np.float32
@@ -327,10 +327,10 @@ def test_photos_of_every_kind_are_those_of_the_processor(
 
     path = tmp_path / "turned.jpg"
     path.write_bytes(files["turned"])
-    assert read_photo(path).size == (30, 90)
+    assert read_image(path).size == (30, 90)
     with path.open("rb") as open_file, Image.open(path) as image:
         for source in (path, str(path), files["turned"], bytearray(files["turned"]), open_file, image):
-            assert read_photo(source) == read_photo(path)
+            assert read_image(source) == read_image(path)
 
 
 # --- the folder by itself ---
@@ -397,7 +397,7 @@ def test_a_folder_that_holds_no_sound_captioner(folder: Path, tmp_path: Path) ->
     def load(precision: str = "float32", at: Path = folder) -> str:
         return one_sentence(OSError, OnnxCaptioner.from_pretrained, at, precision)
 
-    assert "has no captioner.json" in load(at=tmp_path / "none") and "export_onnx.py makes one" in load(at=tmp_path)
+    assert "has no captioner.json" in load(at=tmp_path / "none") and "export-onnx` makes one" in load(at=tmp_path)
     error = one_sentence(ValueError, OnnxCaptioner.from_pretrained, folder, "int4")
     assert error == f"{folder} does not hold the precision 'int4' but float32, float16, int8."
     graph = folder / "encoder.float32.onnx"
@@ -418,9 +418,13 @@ def test_a_wrong_photo_or_number(export: Callable[[str], Path], photos: list[Ima
         (tmp_path / "none.png", FileNotFoundError, f"no such image file: {tmp_path}/none.png"),
         (tmp_path / "notes.txt", OSError, f"cannot read {tmp_path}/notes.txt: it is empty or in no image format"),
         (tmp_path, OSError, f"cannot read {tmp_path}: Is a directory"),
-        (b"", OSError, "cannot read the photo: it is empty or in no image format"),
+        (b"", OSError, "cannot read the image: it is empty or in no image format"),
         (Image.new("F", (9, 9)), OSError, "32 bits"),
-        (np.zeros((9, 9, 3)), ValueError, "a photo must be a path, a PIL image, bytes or an open file, not ndarray"),
+        (
+            np.zeros((9, 9, 3)),
+            ValueError,
+            "an image must be a path, a URL, a PIL image, bytes or an open file, not ndarray",
+        ),
     ):
         assert message in one_sentence(kind, captioner, photo)
     for name, number, least in (
@@ -430,7 +434,7 @@ def test_a_wrong_photo_or_number(export: Callable[[str], Path], photos: list[Ima
         ("max_length", 1, 2),
     ):
         error = one_sentence(ValueError, captioner, photos[0], **{name: number})
-        assert error == f"{name}={number!r} must be a whole number from {least}."
+        assert error == f"`{name}` must be a whole number from {least}, not {number!r}."
 
 
 def test_what_cannot_be_exported(export: Callable[[str], Path], tmp_path: Path) -> None:
