@@ -21,7 +21,7 @@ from transformers import BertTokenizer
 
 from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendImageProcessor, ShowAttendProcessor
 from showattend.attention.maps import words_and_grids
-from showattend.export.onnx_captioner import Caption, OnnxCaptioner, preprocess, read_photo
+from showattend.export.onnx_captioner import Caption, OnnxCaptioner, preprocess, read_image
 
 if missing := [
     name for name in ("onnx", "onnxscript", "onnxruntime", "playwright") if not importlib.util.find_spec(name)
@@ -235,7 +235,7 @@ def test_the_photo_is_resized_as_by_pillow(chromium: Browser, url: str, captione
             }""",
             [base64.b64encode(file).decode(), settings],
         )
-        expected = preprocess(read_photo(file), settings)
+        expected = preprocess(read_image(file), settings)
         # Half-transparent pixels are blended with white in 8 bits, which Chromium and Pillow round each in its way.
         tolerance = 2 / 255 / min(settings["std"]) if number == 4 else 1e-6
         np.testing.assert_allclose(np.float32(values).reshape(expected.shape), expected, rtol=0, atol=tolerance)
