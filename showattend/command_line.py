@@ -52,14 +52,19 @@ class CommandParser(argparse.ArgumentParser):
         flag = f"--{argument[1].replace('_', '-')}"
         return flag if flag in self._option_string_actions else argument[0]
 
-    def add_checkpoint(self) -> None:
-        """`--checkpoint`, which may be left out only in a clone."""
+    def add_checkpoint(self, group: argparse._MutuallyExclusiveGroup | None = None) -> None:
+        """`--checkpoint`, or an alternative in `group`; both may be left out only in a clone."""
         if not DEFAULT_CHECKPOINT.is_dir():
-            self.add_argument("--checkpoint", required=True, help="the captioner: folder or Hub id")
+            if group is None:
+                self.add_argument("--checkpoint", required=True, help="the captioner: folder or Hub id")
+            else:
+                group.required = True
+                group.add_argument("--checkpoint", help="the captioner: folder or Hub id")
             return
         here = DEFAULT_CHECKPOINT.is_relative_to(Path.cwd())
         default = DEFAULT_CHECKPOINT.relative_to(Path.cwd()) if here else DEFAULT_CHECKPOINT
-        self.add_argument("--checkpoint", default=str(default), help="folder or Hub id; default: %(default)s")
+        options = self if group is None else group
+        options.add_argument("--checkpoint", default=str(default), help="folder or Hub id; default: %(default)s")
 
     def add_dataset(self) -> None:
         """`--dataset`, and the names of its columns."""

@@ -5,9 +5,11 @@
 
 from pathlib import Path
 
+from .bootstrap import Difference, confidence_intervals, paired_differences
 from .cider_reward import CiderDReward
 from .exact_meteor import CiderMeteorReward, ExactMeteor
-from .scores import caption_statistics, score_captions
+from .scores import Metric, caption_metrics, score_captions
+from .statistics import caption_statistics
 
 CAPTION_METRICS = str(Path(__file__).with_name("caption_metrics.py"))
 
@@ -15,7 +17,12 @@ __all__ = [
     "CAPTION_METRICS",
     "CiderDReward",
     "CiderMeteorReward",
+    "Difference",
     "ExactMeteor",
+    "Metric",
+    "caption_metrics",
     "caption_statistics",
+    "confidence_intervals",
+    "paired_differences",
     "score_captions",
 ]

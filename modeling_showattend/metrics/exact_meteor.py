@@ -13,12 +13,12 @@ from .cider_reward import CiderDReward
 from .ptb import tokenize_in_python, tokenize_references
 
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75  # recall's share; the penalty's shape and height; content's weight
-FUNCTION_WORDS = """
+_WORDS = """
     the to of and a in that for is on 's it with was as at he by be from have has are his but an this not they who their
     which were or s its after also up when there all out her people she two can first over other into some so no three
     one them him while
 """
-_FUNCTION_WORDS = frozenset(FUNCTION_WORDS.split())
+FUNCTION_WORDS = frozenset(_WORDS.split())
 
 
 class ExactMeteor:
@@ -87,4 +87,4 @@ def _match(words: Sequence[str], reference: Sequence[str]) -> tuple[list[str], i
 
 
 def _weight(words: Sequence[str]) -> float:
-    return sum(1 - DELTA if word in _FUNCTION_WORDS else DELTA for word in words)
+    return sum(1 - DELTA if word in FUNCTION_WORDS else DELTA for word in words)

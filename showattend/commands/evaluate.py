@@ -9,34 +9,61 @@ from showattend.command_line import CommandParser, add_search, given, whole_numb
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = CommandParser("evaluate", "Caption a split of a dataset and score the captions.")
-    parser.add_checkpoint()
+    source = parser.add_mutually_exclusive_group()
+    parser.add_checkpoint(source)
+    source.add_argument(
+        "--captions",
+        metavar="FILE",
+        help="score these captions instead: COCO results (.json), or what showattend caption writes (.jsonl, .csv)",
+    )
     parser.add_dataset()
     parser.add_argument("--output-dir", required=True, help="for captions.json and figures.json")
     parser.add_argument("--split", default="validation", choices=["train", "validation", "test"])
-    parser.add_argument("--batch-size", metavar="N", type=whole_number(1), default=32)
-    add_search(parser)
     parser.add_argument(
-        "--generation", type=json.loads, default={}, help="more settings, as JSON: '{\"no_repeat_ngram_size\": 3}'"
+        "--compare",
+        metavar="FILE",
+        help="another evaluation's figures.json, or captions as --captions takes: print the paired differences",
     )
-    parser.add_argument("--model-card", type=Path, help="a README.md to write the figures into; made if absent")
+    generation = parser.add_argument_group("how a checkpoint generates")
+    generation.add_argument("--batch-size", metavar="N", type=whole_number(1), help="images at a time; default: 32")
+    add_search(generation)
+    generation.add_argument(
+        "--generation", metavar="JSON", type=json.loads, help="more settings: '{\"no_repeat_ngram_size\": 3}'"
+    )
+    generation.add_argument("--model-card", type=Path, help="a README.md to write the figures into; made if absent")
     options = parser.parse_args(arguments)
+    search = given(options, "num_beams", "length_penalty", "max_length")
+    shared = {
+        "dataset": options.dataset,
+        "output_dir": options.output_dir,
+        "split": options.split,
+        "compare": options.compare,
+        **given(options, "image_column", "caption_column"),
+    }
+    if options.captions:
+        for name in (*search, *given(options, "batch_size", "generation", "model_card")):
+            parser.error(f"--{name.replace('_', '-')} is for a checkpoint, and --captions takes none")
+        with parser.reporting(2):
+            from showattend.evaluation.scoring import evaluate_captions, summary
+
+            print(summary(evaluate_captions(options.captions, **shared)))
+        return 0
     with parser.reporting(2):
         from showattend.evaluation.evaluate import evaluate_checkpoint
+        from showattend.evaluation.scoring import summary
         from showattend.hub.model_card import add_evaluation
 
         figures = evaluate_checkpoint(
             options.checkpoint,
-            options.dataset,
-            options.output_dir,
-            split=options.split,
-            batch_size=options.batch_size,
-            **given(options, "num_beams", "length_penalty", "max_length", "image_column", "caption_column"),
-            **options.generation,
+            **shared,
+            **given(options, "batch_size"),
+            **search,
+            **(options.generation or {}),
         )
     if not figures:  # not the main process
         return 0
     if options.model_card:
         with parser.reporting(1):
             add_evaluation(options.model_card, figures)
-    print("  ".join(f"{name} {value:.1f}" for name, value in (figures["metrics"] | figures["statistics"]).items()))
+    print(summary(figures))
     return 0

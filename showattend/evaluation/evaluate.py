@@ -1,6 +1,5 @@
 """Evaluates a captioner: its loss on people's captions, and the scores of its own."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,14 @@ from accelerate.utils import gather_object
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from modeling_showattend.metrics import caption_statistics, score_captions
 from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
 from modeling_showattend.processing_showattend import ShowAttendProcessor
 from showattend.checkpoints import load_captioner
 from showattend.data.batches import Item, collate
-from showattend.data.captions import load_captions
 from showattend.data.features import FeatureCache
 from showattend.generation import generation_config
+
+from .scoring import check_output_dir, describe_data, load_split, write_figures
 
 
 @torch.inference_mode()
@@ -89,6 +88,7 @@ def evaluate_checkpoint(
     batch_size: int = 32,
     image_column: str | None = None,
     caption_column: str | None = None,
+    compare: str | Path | None = None,
     **generation: Any,
 ) -> dict[str, Any]:
     """Caption a split and score the captions; `accelerate launch` divides the images among processes.
@@ -96,25 +96,20 @@ def evaluate_checkpoint(
     Args:
         checkpoint: A captioner's folder or Hub id.
         dataset: As in [`load_captions`], as are `image_column` and `caption_column`.
-        output_dir: Where the main process writes `captions.json`, the captions in the COCO results format, and
-            `figures.json`, what this function returns.
+        output_dir: As in [`write_figures`].
+        compare: As in [`write_figures`].
         generation: Settings of `generate`; the checkpoint's generation config has the defaults.
 
     Returns:
-        `metrics`, the corpus scores times 100; `statistics` of the captions; `checkpoint`, `dataset` (a folder's name
-        without its path), `split`, the number of `images` and the `generation` settings. Empty on all processes but
-        the main one.
+        What [`write_figures`] returns, with `checkpoint` and the `generation` settings. Empty on all processes but the
+        main one.
 
     Raises:
         ValueError: If the dataset lacks the split.
-        OSError: If the checkpoint or the dataset cannot be read, or the folder not be written.
+        OSError: If the checkpoint or the dataset cannot be read, or the folder cannot be written.
     """
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    output = Path(output_dir)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"output_dir {output} cannot be written: {error.strerror}.") from error
+    check_output_dir(output_dir)
     model, processor = load_captioner(checkpoint)
     model.to(accelerator.device)
     # The figures must say how the captions were decoded, so the checkpoint's defaults are spelt out.
@@ -122,10 +117,7 @@ def evaluate_checkpoint(
     names = ("num_beams", "length_penalty", "no_repeat_ngram_size", *generation)
     generation = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
     with accelerator.main_process_first():
-        splits = load_captions(dataset, image_column=image_column, caption_column=caption_column)
-    if split not in splits:
-        raise ValueError(f"{dataset} has no {split} split: it has {', '.join(splits)}.")
-    images = splits[split]
+        images = load_split(dataset, split, image_column, caption_column)
     captions = caption_images(
         model,
         processor,
@@ -137,17 +129,5 @@ def evaluate_checkpoint(
     )
     if not accelerator.is_main_process:
         return {}
-    references = dict(zip(images["image_id"], images["captions"], strict=True))
-    figures = {
-        "checkpoint": checkpoint,
-        "dataset": Path(dataset).resolve().name if Path(dataset).exists() else dataset,
-        "split": split,
-        "images": len(captions),
-        "generation": generation,
-        "metrics": score_captions(captions, references),
-        "statistics": caption_statistics(captions),
-    }
-    results = [{"image_id": image_id, "caption": caption} for image_id, caption in captions.items()]
-    (output / "captions.json").write_text(json.dumps(results, indent=1) + "\n")
-    (output / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
-    return figures
+    described = {"checkpoint": checkpoint, **describe_data(dataset, split), "generation": generation}
+    return write_figures(described, captions, images, output_dir, compare)

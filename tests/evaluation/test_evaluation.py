@@ -10,6 +10,7 @@ from tiny_flickr import ROOT, environment, make_folder
 from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
 from modeling_showattend.metrics import caption_statistics, score_captions
 from showattend.checkpoints import load_captioner
+from showattend.commands import evaluate
 from showattend.evaluation.evaluate import evaluate_checkpoint
 
 MakeModel = Callable[..., ShowAttendForConditionalGeneration]
@@ -18,6 +19,12 @@ MakeModel = Callable[..., ShowAttendForConditionalGeneration]
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     return make_folder(tmp_path / "data") / "photos"
+
+
+@pytest.fixture(autouse=True)
+def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    """METEOR's start takes ten seconds."""
+    monkeypatch.setenv("PATH", environment()["PATH"])
 
 
 @pytest.fixture
@@ -51,9 +58,12 @@ def test_captions_and_figures(checkpoint: Path, photos: Path, tmp_path: Path) ->
         if name in references:
             references[name].append(caption.strip('"'))
     assert figures["metrics"] == pytest.approx(score_captions(captions, references))
-    assert figures["statistics"] == caption_statistics(captions)
+    assert figures["statistics"] == caption_statistics(captions, references)
     assert figures["generation"] == {"num_beams": 2, "max_length": 9}
     assert json.loads((out / "figures.json").read_text()) == figures
+    assert figures["intervals"].keys() == figures["metrics"].keys()
+    for name, (low, high) in figures["intervals"].items():
+        assert low <= figures["metrics"][name] <= high
 
 
 def test_two_processes_measure_what_one_does(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
@@ -73,6 +83,67 @@ def test_two_processes_measure_what_one_does(checkpoint: Path, photos: Path, tmp
     assert json.loads(written[0][1])["images"] == 3
 
 
+def test_captions_of_something_else(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "Flickr_8k.devImages.txt").write_text("red_circle.jpg\nblue_line.jpg\nwhite_square.jpg\n")
+    good = {name: f"a {name.replace('_', ' ')} on a dark background" for name in ("red_circle", "blue_line")}
+    good["white_square"] = "a white square"
+    results = [{"image_id": name, "caption": caption} for name, caption in good.items()]
+    (tmp_path / "good.json").write_text(json.dumps(results))
+    rows = [{"path": f"x/{name}.jpg", "caption": text} for name in good for text in ("a dog runs", "unused")]
+    (tmp_path / "poor.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    shared = ["--dataset", str(photos)]
+    assert (
+        evaluate.main([*shared, "--captions", str(tmp_path / "poor.jsonl"), "--output-dir", str(tmp_path / "a")]) == 0
+    )
+    poor = json.loads((tmp_path / "a" / "figures.json").read_text())
+    assert (poor["captions"], poor["dataset"], poor["images"]) == ("poor.jsonl", "photos", 3)
+    assert (
+        json.loads((tmp_path / "a" / "captions.json").read_text())[0]["caption"] == "a dog runs"
+    )  # the first, or best
+    assert capsys.readouterr().out.startswith("3 images, 95 % bootstrap intervals\nbleu_1")
+
+    written = []
+    for number, other in enumerate([tmp_path / "a" / "figures.json", tmp_path / "poor.jsonl"]):
+        output = tmp_path / str(number)
+        assert not evaluate.main(
+            [*shared, "--captions", f"{tmp_path}/good.json", f"--output-dir={output}", f"--compare={other}"]
+        )
+        assert f"differences to {other}\n" in capsys.readouterr().out
+        figures = json.loads((output / "figures.json").read_text())
+        assert figures.pop("compared_with") == str(other)
+        written.append(figures)
+    assert written[0] == written[1]
+    figures = written[0]
+    assert figures["statistics"]["distinct_captions"] == 3
+    for name, difference in figures["differences"].items():
+        assert difference["value"] == pytest.approx(figures["metrics"][name] - poor["metrics"][name])
+        assert difference["equal"] == (difference["low"] <= 0 <= difference["high"])
+    assert not figures["differences"]["bleu_1"]["equal"]
+
+
+def test_captions_that_cannot_be_scored(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "Flickr_8k.devImages.txt").write_text("red_circle.jpg\nblue_line.jpg\n")
+    captions = tmp_path / "few.json"
+    captions.write_text('[{"image_id": "red_circle", "caption": "a dog"}]')
+    arguments = ["--dataset", str(photos), "--captions", str(captions), "--output-dir", str(tmp_path / "out")]
+
+    def error(*more: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            evaluate.main([*arguments, *more])
+        assert stopped.value.code == 2
+        return capsys.readouterr().err
+
+    assert "few.json lacks a caption for 1 of 2 images, 'blue_line.jpg' first" in error()
+    assert "--num-beams is for a checkpoint, and --captions takes none" in error("--num-beams", "3")
+    assert "not allowed with argument" in error("--checkpoint", "somewhere")
+    captions.write_text('[{"image_id": "red_circle", "caption": "a dog"}, {"image_id": "blue_line", "caption": "a"}]')
+    assert "captions.json: No such file or directory" in error("--compare", str(tmp_path / "figures.json"))
+    assert "has no test split" in error("--split", "test")
+
+
 def test_errors_of_the_evaluation(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no test split: it has .*validation"):
         (photos / "Flickr_8k.devImages.txt").write_text("red_circle.jpg\n")
@@ -82,5 +153,5 @@ def test_errors_of_the_evaluation(checkpoint: Path, photos: Path, tmp_path: Path
     with pytest.raises(OSError, match=r"holds no captioner that can be loaded"):
         evaluate_checkpoint(str(photos), str(photos), tmp_path / "out")
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"output_dir .*cannot be written"):
+    with pytest.raises(OSError, match=r"`output_dir` .*cannot be written"):
         evaluate_checkpoint(str(checkpoint), str(photos), tmp_path / "file")

@@ -167,7 +167,7 @@ def test_spice_is_read_from_its_program(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "result.json").write_text(json.dumps(result))
     script = 'while [ "$1" != spice-1.0.jar ]; do shift; done; cp "$2" captions.json; cp result.json "$4"'
     java = fake_java(tmp_path, monkeypatch, script)
-    assert scores._spice([str(java)], [["a dog"], ["a cat", "cats"]], ["dog", ""]) == 0.5
+    assert scores._spice([str(java)], [["a dog"], ["a cat", "cats"]], ["dog", ""]).score() == 50
     assert json.loads((tmp_path / "captions.json").read_text()) == [
         {"image_id": 0, "test": "dog", "refs": ["a dog"]},
         {"image_id": 1, "test": "", "refs": ["a cat", "cats"]},
@@ -229,6 +229,19 @@ def test_statistics() -> None:
     }
     with pytest.raises(ValueError, match="no captions"):
         caption_statistics({})
+
+
+def test_words_that_no_reference_has() -> None:
+    predictions = {"a": "A dog runs on the grass.", "b": "a blue and blue cat"}
+    references = {"a": ["The dog runs", "dogs on grass"], "b": ["a cat", "it is Blue!"], "c": ["not captioned"]}
+    assert caption_statistics(predictions, references)["unreferenced"] == 0
+    assert caption_statistics(predictions)["repeated"] == 50  # "blue"; "a" may come twice
+    # Of dog, runs, grass; blue, blue, cat: "dogs" is another word than "dog".
+    references = {"a": ["A dog runs", "a meadow"], "b": ["cats"]}
+    assert caption_statistics(predictions, references)["unreferenced"] == pytest.approx(100 * 4 / 6)
+    assert caption_statistics({"a": "on a"}, references)["unreferenced"] == 0
+    with pytest.raises(KeyError, match="z"):
+        caption_statistics({"z": "a dog"}, references)
 
 
 def test_reward_is_the_score_of_pycocoevalcap() -> None:

@@ -1,0 +1,74 @@
+"""Statistics of captions that need no metric: how varied they are, and how often they repeat, break off or invent."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from .exact_meteor import FUNCTION_WORDS
+from .ptb import tokenize_in_python, tokenize_references
+
+# Words that an English caption hardly ends in: one that does was cut short.
+_DANGLING = re.compile(
+    r"(?:^| )(?:a|an|the|his|its|their|of|with|in|on|at|to|for|from|into|onto|between|and|or|while|as|is|are|that)$"
+)
+_TWICE_IN_A_ROW = re.compile(r"(?:^| )(\S+) \1(?: |$)")
+
+
+def caption_statistics(
+    predictions: Mapping[str, str], references: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, float]:
+    """Describe captions.
+
+    Args:
+        predictions: image id -> the predicted caption.
+        references: image id -> its captions; without them, `unreferenced` is left out.
+
+    Returns:
+        distinct_words: the number of different words in all captions.
+        distinct_captions: the number of different captions.
+        mean_length: words per caption.
+        repeated: percent of captions with a word twice in a row, or a content word twice. Content words are all but
+            METEOR's function words.
+        dangling: percent of captions that end in a function word such as "a", "of" or "with"; of those that people
+            wrote for Flickr8k, 0.6 do ("looking on").
+        unreferenced: percent of content words that occur in none of the image's references. It is a sign of invention
+            but not CHAIR (Rohrbach et al., 2018, https://arxiv.org/abs/1809.02156): it counts synonyms, other forms of
+            a word ("dogs" for "dog") and what the references leave out, and knows no objects.
+
+    Raises:
+        ValueError: if there are no captions.
+        KeyError: if an image has no references.
+    """
+    if not predictions:
+        raise ValueError("There are no captions to describe.")
+    captions = tokenize_in_python(list(predictions.values()))
+    words = [word for caption in captions for word in caption.split()]
+    statistics = {
+        "distinct_words": len(set(words)),
+        "distinct_captions": len(set(captions)),
+        "mean_length": len(words) / len(captions),
+        "repeated": _percent(list(map(_repeats, captions))),
+        "dangling": _percent([bool(_DANGLING.search(caption)) for caption in captions]),
+    }
+    if references is not None:
+        known = tokenize_references({image_id: references[image_id] for image_id in predictions}, tokenize_in_python)
+        unreferenced = [
+            word not in " ".join(texts).split()
+            for caption, texts in zip(captions, known.values(), strict=True)
+            for word in _content_words(caption)
+        ]
+        statistics["unreferenced"] = _percent(unreferenced)
+    return statistics
+
+
+def _content_words(caption: str) -> list[str]:
+    return [word for word in caption.split() if word not in FUNCTION_WORDS]
+
+
+def _repeats(caption: str) -> bool:
+    counts = Counter(_content_words(caption))
+    return bool(_TWICE_IN_A_ROW.search(caption)) or max(counts.values(), default=0) > 1
+
+
+def _percent(values: Sequence[bool]) -> float:
+    return 100 * sum(values) / max(len(values), 1)
