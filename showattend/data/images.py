@@ -4,20 +4,26 @@ import hashlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 import datasets
 from PIL import ExifTags, Image, ImageOps
+from tqdm.auto import tqdm
 
 NOT_FOUND = "not found"
 JPEG_END = b"\xff\xd9"
+CHUNK = 256  # files that a thread checks in one go
 
 
 def file_faults(paths: Iterable[str]) -> list[str]:
     """For each file, what keeps it from being decoded ([`NOT_FOUND`] if it is missing), or an empty string."""
+    paths = list(paths)
+    chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(_file_fault, paths))
+        faults = pool.map(lambda chunk: list(map(_file_fault, chunk)), chunks)
+        return list(chain.from_iterable(tqdm(faults, "Checking images", len(chunks), disable=len(chunks) < 10)))
 
 
 def check_column(images: datasets.Dataset) -> tuple[list[str], list[str]]:

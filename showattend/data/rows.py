@@ -73,11 +73,11 @@ def group_by_image(rows: Iterable[Row], problems: Problems) -> list[CaptionedIma
 
 
 def _shorten_names(images: Sequence[CaptionedImage]) -> None:
-    counts = Counter(PurePath(image.image_id).name for image in images)
+    names = [image.image_id.rpartition("/")[2] for image in images]
+    counts = Counter(names)
     paths = [image.image for image in images if isinstance(image.image, str)]
     root = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""  # noqa: PTH120
-    for image in images:
-        name = PurePath(image.image_id).name
+    for image, name in zip(images, names, strict=True):
         if counts[name] == 1:
             image.image_id = name
         elif isinstance(image.image, str):

@@ -139,8 +139,11 @@ def test_changed_encoder_or_preprocessing_has_rows_of_its_own(
     for settings in ({"size": {"height": 96, "width": 96}}, {"image_mean": [0.5, 0.5, 0.5]}, {"do_center_crop": True}):
         processor = ShowAttendImageProcessor(**({"size": {"height": 64, "width": 64}} | settings))
         caches.append(FeatureCache(tmp_path, encoder, processor))
-    for name, changes in (("finetune_last_stages", {}), ("stride_in_1x1", {"encoder_name": "resnet50"})):
-        models = [make_model(**changes), make_model(**changes, **{name: 1})]
+    for name, value, changes in (
+        ("finetune_last_stages", 1, {}),
+        ("stride_in_1x1", True, {"encoder_name": "resnet50"}),
+    ):
+        models = [make_model(**changes), make_model(**changes, **{name: value})]
         models[1].load_state_dict(models[0].state_dict())  # the same weights
         caches += [FeatureCache(tmp_path, model.encoder, image_processor) for model in models]
     assert len({cache.folder.name for cache in caches}) == len(caches)

@@ -23,8 +23,14 @@ class ImageFiles:
         others = [entry.path for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
         if len(others) == 1:
             self.folders += others
+        self._found: dict[tuple[str, ...], str] = {}
 
     def find(self, *names: str) -> str:
         """The path of the first name that exists, else of the first name where it is missing."""
+        if names not in self._found:
+            self._found[names] = self._search(names)
+        return self._found[names]
+
+    def _search(self, names: tuple[str, ...]) -> str:
         paths = [os.path.join(folder, name) for folder in self.folders for name in names]  # noqa: PTH118 (its speed)
         return next(filter(os.path.isfile, paths), paths[0])

@@ -1,6 +1,7 @@
 """Which files of a folder list captions, and in which layout; decided by what they hold."""
 
 import mmap
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ NAMES = {  # that are read even if their content is not as it should be: an erro
     token_file.FILE: TOKEN_FILE,
     KARPATHY_FILE: KARPATHY,
 }
+SUFFIXES = (".json", ".token", *table.CSV_SUFFIXES, *table.JSON_LINES_SUFFIXES)
 SPLIT = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_NAMES)})(?![a-z])")
 DATA_SUFFIXES = (".parquet", ".arrow", ".tar", ".zip", ".gz", ".zst")  # left to the library datasets
 MAX_DEPTH = 2
@@ -52,11 +54,12 @@ def find_lists(folder: Path, names: table.Names) -> list[ListFile]:
     """
     level = [folder]
     for _ in range(MAX_DEPTH + 1):
-        entries = sorted(entry for directory in level for entry in directory.iterdir() if entry.name[0] != ".")
-        found = [found for path in entries if (found := recognise(path, folder, names))]
+        entries = [entry for directory in level for entry in os.scandir(directory) if entry.name[0] != "."]
+        files = sorted(Path(entry.path) for entry in entries if entry.name.lower().endswith(SUFFIXES))
+        found = [found for path in files if (found := recognise(path, folder, names))]
         if found:
             return _one_dataset(folder, found)
-        level = [entry for entry in entries if entry.is_dir()]
+        level = [Path(entry.path) for entry in entries if entry.is_dir()]
     return []
 
 
@@ -97,9 +100,7 @@ def _kind(path: Path, names: table.Names) -> str | None:
         _, line = next(lines(path, Problems()), (1, ""))
         if token_file.ROW.fullmatch(line):
             return TOKEN_FILE
-    if suffix in (*table.CSV_SUFFIXES, *table.JSON_LINES_SUFFIXES):
-        return TABLE if table.columns_of(path, names) else None
-    return None
+    return TABLE if suffix in SUFFIXES and table.columns_of(path, names) else None
 
 
 def _json_kind(path: Path, names: table.Names) -> str | None:
