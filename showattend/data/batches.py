@@ -3,11 +3,12 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from .features import FLIPPED, FeatureCache
+from .features import FLIPPED
 
 POOL = 50  # batches that are sorted by length together: a larger pool pads less, a smaller one shuffles better
 
@@ -16,7 +17,7 @@ POOL = 50  # batches that are sorted by length together: a larger pool pads less
 class Item:
     """What is drawn at once: an image and some of its captions."""
 
-    digest: str  # of the image's bytes: its key in the feature cache
+    key: str  # of the image, for the cache or loader that has it
     image_id: str
     labels: list[list[int]]  # the tokens of each caption, [SEP] included
 
@@ -29,18 +30,26 @@ class Item:
 class Batch:
     """The images and captions of one process's forward pass."""
 
-    image_features: torch.Tensor  # float16 (images, ...)
+    inputs: dict[str, torch.Tensor]  # image_features or pixel_values, as the model takes them: (images, ...)
     labels: torch.Tensor  # (images * captions of each, steps), padded with -100
     image_ids: list[str]
 
 
+class ImageInputs(Protocol):
+    """Where the images of a batch come from: a [`FeatureCache`] or a [`PixelLoader`]."""
+
+    input_name: str
+
+    def get(self, keys: Sequence[str]) -> torch.Tensor: ...
+
+
 def make_items(
-    digests: Sequence[str], image_ids: Sequence[str], labels: Sequence[list[list[int]]], captions_per_item: int
+    keys: Sequence[str], image_ids: Sequence[str], labels: Sequence[list[list[int]]], captions_per_item: int
 ) -> list[Item]:
     """Divide each image's captions into items of at most `captions_per_item`."""
     return [
-        Item(digest, image_id, captions[start : start + captions_per_item])
-        for digest, image_id, captions in zip(digests, image_ids, labels, strict=True)
+        Item(key, image_id, captions[start : start + captions_per_item])
+        for key, image_id, captions in zip(keys, image_ids, labels, strict=True)
         for start in range(0, len(captions), captions_per_item)
     ]
 
@@ -109,32 +118,32 @@ class Epoch:
 class StepDataset(torch.utils.data.Dataset[tuple[list[Batch], int]]):
     """The steps of an epoch from `start` on, as one process sees them: its micro-batches and the number of labels."""
 
-    def __init__(self, epoch: Epoch, features: FeatureCache, process: int, start: int = 0) -> None:
-        self.epoch, self.features, self.process, self.start = epoch, features, process, start
+    def __init__(self, epoch: Epoch, images: ImageInputs, process: int, start: int = 0) -> None:
+        self.epoch, self.images, self.process, self.start = epoch, images, process, start
 
     def __len__(self) -> int:
         return len(self.epoch) - self.start
 
     def __getitem__(self, number: int) -> tuple[list[Batch], int]:
         step = self.start + number
-        batches = [collate(drawn, self.features) for drawn in self.epoch.share_of(step, self.process)]
+        batches = [collate(drawn, self.images) for drawn in self.epoch.share_of(step, self.process)]
         return batches, self.epoch.num_labels(step)
 
 
-def collate(drawn: Sequence[tuple[Item, bool]], features: FeatureCache) -> Batch:
-    """Features and padded labels; an image with fewer captions than the others gets empty rows."""
-    image_features = features.get([item.digest + (FLIPPED if flipped else "") for item, flipped in drawn])
+def collate(drawn: Sequence[tuple[Item, bool]], images: ImageInputs) -> Batch:
+    """Images and padded labels; an image with fewer captions than the others gets empty rows."""
+    inputs = {images.input_name: images.get([item.key + (FLIPPED if flipped else "") for item, flipped in drawn])}
     captions = max(len(item.labels) for item, _ in drawn)
     steps = max(item.length for item, _ in drawn)
     labels = torch.full((len(drawn), captions, steps), -100)
     for row, (item, _) in enumerate(drawn):
         for column, tokens in enumerate(item.labels):
             labels[row, column, : len(tokens)] = torch.tensor(tokens)
-    return Batch(image_features, labels.flatten(0, 1), [item.image_id for item, _ in drawn])
+    return Batch(inputs, labels.flatten(0, 1), [item.image_id for item, _ in drawn])
 
 
 def random_crop(maps: torch.Tensor, least: float) -> torch.Tensor:
-    """A window of each image's feature maps: one size for the batch, a place of its own for each image.
+    """A window of each image or of its feature maps: one size for the batch, a place of its own for each image.
 
     Args:
         maps: (images, channels, side, side).

@@ -44,6 +44,8 @@ class FeatureCache:
         dtype: The precision of the computation; bfloat16 is several times as fast on hardware that supports it.
     """
 
+    input_name = "image_features"
+
     def __init__(
         self,
         cache_dir: str | Path,

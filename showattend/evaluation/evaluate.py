@@ -13,8 +13,7 @@ from tqdm.auto import tqdm
 from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
 from modeling_showattend.processing_showattend import ShowAttendProcessor
 from showattend.checkpoints import load_captioner
-from showattend.data.batches import Item, collate
-from showattend.data.features import FeatureCache
+from showattend.data.batches import ImageInputs, Item, collate
 from showattend.generation import generation_config
 
 from .scoring import check_output_dir, describe_data, load_split, write_figures
@@ -24,7 +23,7 @@ from .scoring import check_output_dir, describe_data, load_split, write_figures
 def validation_loss(
     model: ShowAttendForConditionalGeneration,
     items: Sequence[Item],
-    features: FeatureCache,
+    images: ImageInputs,
     accelerator: Accelerator,
     batch_size: int,
 ) -> dict[str, float]:
@@ -33,9 +32,10 @@ def validation_loss(
     items = sorted(items, key=lambda item: item.length)  # batches of similar length
     sums = torch.zeros(3, dtype=torch.float64)
     for start in range(accelerator.process_index * batch_size, len(items), batch_size * accelerator.num_processes):
-        batch = collate([(item, False) for item in items[start : start + batch_size]], features)
+        batch = collate([(item, False) for item in items[start : start + batch_size]], images)
         labels = batch.labels.to(accelerator.device)
-        logits = model(image_features=batch.image_features.to(accelerator.device), labels=labels).logits
+        inputs = {name: tensor.to(accelerator.device) for name, tensor in batch.inputs.items()}
+        logits = model(**inputs, labels=labels).logits
         real = labels != -100
         logits, labels = logits[real].float(), labels[real]  # (tokens, vocab_size), (tokens,)
         loss = F.cross_entropy(logits, labels, reduction="sum")

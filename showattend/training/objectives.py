@@ -42,9 +42,7 @@ class CrossEntropy:
         self.model = model
 
     def __call__(self, batch: Batch, num_labels: int, num_batches: int) -> tuple[torch.Tensor, torch.Tensor]:
-        output = self.model(
-            image_features=batch.image_features, labels=batch.labels, num_items_in_batch=num_labels, skip_logits=True
-        )
+        output = self.model(**batch.inputs, labels=batch.labels, num_items_in_batch=num_labels, skip_logits=True)
         return output.loss, output.loss.detach()
 
 
@@ -83,6 +81,6 @@ class SelfCritical:
                 self.captioner, self.processor, batch, self.reward, **self.sampling
             )
         inputs = self.captioner.prepare_decoder_input_ids_from_labels(labels)
-        logits = self.model(image_features=batch.image_features, decoder_input_ids=inputs, use_cache=False).logits
+        logits = self.model(**batch.inputs, decoder_input_ids=inputs, use_cache=False).logits
         loss = policy_gradient_loss(logits, labels, advantages) / ((labels != -100).sum() * num_batches)
         return loss, torch.tensor(-mean_reward) / num_batches

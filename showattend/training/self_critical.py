@@ -29,7 +29,7 @@ def sample_captions(
 
     Args:
         model: The captioner, unwrapped.
-        batch: Images; its labels are ignored.
+        batch: Images on the model's device; its labels are ignored.
         reward: Scores captions of training images.
         samples: How many captions to sample of each image.
         baseline: `greedy`, the reward of the image's greedy caption (the paper's), or `samples`, the mean reward of
@@ -40,7 +40,7 @@ def sample_captions(
     """
     training = model.training
     model.eval()  # rewards are those of captions that the model generates, without dropout
-    encoded = model.encoder(image_features=batch.image_features.to(model.device))
+    encoded = model.encoder(**batch.inputs)
     # Whatever the checkpoint's generation config says:
     settings: dict[str, Any] = dict(max_length=max_length, num_beams=1, no_repeat_ngram_size=0)
     whole: dict[str, Any] = dict(do_sample=True, top_k=0, top_p=1.0, temperature=1.0)

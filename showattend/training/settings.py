@@ -58,6 +58,12 @@ class TrainingSettings:
         "Show a random window of the frozen stages' maps, at least this share of each side (1: all of them). It needs "
         "--finetune-last-stages.",
     )
+    feature_cache: str = _setting(
+        "disk",
+        "Where the features of the frozen encoder lie. none: nowhere; images are decoded and encoded in every step, "
+        "by --num-workers processes, and --min-crop cuts the images themselves.",
+        choices=("disk", "none"),
+    )
     cache_dir: str = _setting("~/.cache/showattend", "Folder for the features of the frozen encoder.")
 
     # Model
@@ -111,7 +117,7 @@ class TrainingSettings:
         None, "By default what accelerate is configured for.", choices=("no", "fp16", "bf16")
     )
     seed: int = _setting(42, "Of the initial weights, the order of the captions and the dropout.")
-    num_workers: int = _setting(0, "Processes that read features ahead.")
+    num_workers: int = _setting(0, "Processes that read features or images ahead.")
 
     # Validation, checkpoints, logs
     metric_for_best_model: str = _setting(
@@ -138,7 +144,7 @@ class TrainingSettings:
             raise ValueError(f"`average_with_start` must be at least 0 and less than 1, not {self.average_with_start}.")
         if not 0 < self.min_crop <= 1:
             raise ValueError(f"`min_crop` must lie above 0 and not above 1, not be {self.min_crop}.")
-        if self.min_crop < 1 and not self.finetune_last_stages:
+        if self.min_crop < 1 and not self.finetune_last_stages and self.feature_cache == "disk":
             raise ValueError("`min_crop` needs `finetune_last_stages`: the grid of a wholly frozen encoder is not cut.")
         if self.max_length < 3:
             raise ValueError(f"`max_length` must be at least 3 ([CLS], a token and [SEP]), not {self.max_length}.")

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import math
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from modeling_showattend.modeling_showattend import ShowAttendForConditionalGene
 from showattend.data.batches import Batch, Epoch, StepDataset, make_items, random_crop
 from showattend.data.captions import load_captions
 from showattend.data.features import FeatureCache
+from showattend.data.pixels import PixelLoader
 from showattend.evaluation.evaluate import caption_images, validation_loss
 from showattend.folders import recover, replacing
 
@@ -113,12 +115,9 @@ class Trainer:
         self.model, self.processor = build_model(settings, train_set)
         self.model.to(self.accelerator.device)
 
-        # float16 has not the range for every encoder's activations.
-        dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
-        cache_dir = Path(settings.cache_dir).expanduser()
-        self.features = FeatureCache(cache_dir, self.model.encoder, self.processor.image_processor, dtype)
-        train_images = self.features.build(train_set, flipped=settings.flip)
-        self.validation_images = self.features.build(self.validation_set)
+        self.images = self.make_images()
+        train_images = self.images.build(train_set, flipped=settings.flip)
+        self.validation_images = self.images.build(self.validation_set)
 
         image_ids = train_set["image_id"]
         self.references = dict(zip(image_ids, train_set["captions"], strict=True))
@@ -134,19 +133,30 @@ class Trainer:
         labels = caption_labels(self.validation_references.values(), self.processor, settings)
         self.validation_items = make_items(self.validation_images, image_ids, labels, settings.captions_per_image)
 
+    def make_images(self) -> FeatureCache | PixelLoader:
+        if self.settings.feature_cache == "none":
+            return PixelLoader(self.processor.image_processor)
+        # float16 has not the range for every encoder's activations.
+        dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
+        cache_dir = Path(self.settings.cache_dir).expanduser()
+        return FeatureCache(cache_dir, self.model.encoder, self.processor.image_processor, dtype)
+
     def generate_captions(self, image_ids: list[str], images: list[str]) -> dict[str, list[str]]:
         """The best of what the model, which is still the start, generates for the training images."""
         generated = generate_captions(
             self.model,
             self.processor,
             image_ids,
-            lambda rows: {"image_features": self.features.get([images[row] for row in rows])},
+            self.inputs_of(images),
             self.output / "generated.jsonl",
             self.accelerator,
             max_length=self.settings.max_length,
             seed=self.settings.seed,
         )
         return best_captions(generated, self.references, self.settings.generated_captions)
+
+    def inputs_of(self, keys: list[str]) -> Callable[[Sequence[int]], dict[str, torch.Tensor]]:
+        return lambda rows: {self.images.input_name: self.images.get([keys[row] for row in rows])}
 
     def prepare_training(self) -> None:
         """The optimizer, its schedule, averages of the weights, and the objective."""
@@ -230,7 +240,7 @@ class Trainer:
     def train_epoch(self) -> None:
         """The epoch's steps, or those that are left of it."""
         progress, order = self.progress, self.order_of(self.progress.epoch)
-        steps = StepDataset(order, self.features, self.accelerator.process_index, start=progress.step)
+        steps = StepDataset(order, self.images, self.accelerator.process_index, start=progress.step)
         # A generator of its own: workers would take their seed from dropout's, once more when a run resumes.
         loader = DataLoader(steps, batch_size=None, num_workers=self.settings.num_workers, generator=torch.Generator())
         self.wrapped.train(self.objective.uses_dropout)
@@ -269,9 +279,9 @@ class Trainer:
         accelerator, settings = self.accelerator, self.settings
         logged = torch.zeros((), device=accelerator.device)
         for number, batch in enumerate(batches, start=1):
-            if settings.min_crop < 1:
-                batch.image_features = random_crop(batch.image_features, settings.min_crop)
-            batch.image_features = batch.image_features.to(accelerator.device)
+            for name, images in batch.inputs.items():
+                images = random_crop(images, settings.min_crop) if settings.min_crop < 1 else images
+                batch.inputs[name] = images.to(accelerator.device)
             batch.labels = batch.labels.to(accelerator.device)
             # Processes and micro-batches exchange gradients once a step, after the last micro-batch.
             last = number == len(batches)
@@ -296,12 +306,12 @@ class Trainer:
         batch_size = max(settings.batch_size // settings.captions_per_image, 1)
         judged = self.judged()
         with accelerator.autocast():
-            figures |= validation_loss(judged, self.validation_items, self.features, accelerator, batch_size)
+            figures |= validation_loss(judged, self.validation_items, self.images, accelerator, batch_size)
             captions = caption_images(
                 judged,
                 self.processor,
                 self.validation_set["image_id"],
-                lambda rows: {"image_features": self.features.get([self.validation_images[row] for row in rows])},
+                self.inputs_of(self.validation_images),
                 accelerator,
                 num_beams=settings.validation_num_beams,
                 max_length=settings.max_length,

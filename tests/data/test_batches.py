@@ -97,7 +97,7 @@ def test_labels_are_counted_over_all_processes() -> None:
 def test_captions_of_a_photo_stand_together() -> None:
     labels = [[[1], [2], [3], [4], [5]], [[6, 6], [7]], [[8]]]
     items = make_items("abc", ["a.jpg", "b.jpg", "c.jpg"], labels, captions_per_item=2)
-    assert [(item.digest, item.image_id, item.labels) for item in items] == [
+    assert [(item.key, item.image_id, item.labels) for item in items] == [
         ("a", "a.jpg", [[1], [2]]),
         ("a", "a.jpg", [[3], [4]]),
         ("a", "a.jpg", [[5]]),
@@ -154,7 +154,7 @@ def test_collate(features: FeatureCache) -> None:
     a, b = list(features.rows)[:2]
     items = [Item(a, "a.jpg", [[5, 3], [6, 7, 3]]), Item(b, "b.jpg", [[8, 3]])]
     batch = collate([(items[0], False), (items[1], True)], features)
-    assert torch.equal(batch.image_features, features.get([a, b + FLIPPED]))
+    assert torch.equal(batch.inputs["image_features"], features.get([a, b + FLIPPED]))
     assert batch.labels.tolist() == [[5, 3, -100], [6, 7, 3], [8, 3, -100], [-100] * 3]
     assert batch.image_ids == ["a.jpg", "b.jpg"]
     assert collate([(items[1], False)], features).labels.tolist() == [[8, 3]]  # as long as its longest
@@ -169,7 +169,10 @@ def test_a_run_that_goes_on_sees_what_it_has_not_seen(features: FeatureCache, wo
     def read(start: int) -> list[tuple[list[tuple[torch.Tensor, torch.Tensor]], int]]:
         steps = StepDataset(epoch, features, process=0, start=start)
         loader = DataLoader(steps, batch_size=None, num_workers=workers)
-        return [([(batch.image_features, batch.labels) for batch in batches], labels) for batches, labels in loader]
+        return [
+            ([(batch.inputs["image_features"], batch.labels) for batch in batches], labels)
+            for batches, labels in loader
+        ]
 
     whole, rest = read(0), read(2)
     assert len(whole) == 4 and len(rest) == 2

@@ -28,7 +28,7 @@ class CountDogs(CiderDReward):
 
 @pytest.fixture
 def batch(image_features: torch.Tensor) -> Batch:
-    return Batch(image_features, torch.empty(0), ["a.jpg", "b.jpg", "c.jpg"])
+    return Batch({"image_features": image_features}, torch.empty(0), ["a.jpg", "b.jpg", "c.jpg"])
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -62,12 +62,12 @@ def test_samples_come_from_the_models_own_distribution(
     """All of it, whatever the checkpoint's settings are; generate cuts the tail off unless it is told otherwise."""
     model = make_model(seed=1)
     model.generation_config.update(top_k=3, top_p=0.5, temperature=0.5)
-    one = Batch(batch.image_features[:1], batch.labels, ["a.jpg"])
+    one = Batch({"image_features": batch.inputs["image_features"][:1]}, batch.labels, ["a.jpg"])
     torch.manual_seed(0)
     labels, *_ = sample_captions(model, processor, one, CountDogs(), 20_000, "samples", max_length=2)
     measured = torch.bincount(labels[:, 0], minlength=model.config.vocab_size) / len(labels)
     with torch.no_grad():
-        logits = model(image_features=one.image_features, decoder_input_ids=torch.tensor([[CLS]])).logits[0, 0]
+        logits = model(**one.inputs, decoder_input_ids=torch.tensor([[CLS]])).logits[0, 0]
     torch.testing.assert_close(measured, logits.softmax(dim=-1), rtol=0, atol=0.015)
 
 
@@ -77,7 +77,7 @@ def test_advantage_over_the_greedy_caption(make_model: MakeModel, processor: Sho
     _, advantages, mean_reward = sample_captions(model, processor, batch, reward, 8, "greedy", max_length=9)
     (_, captions), (ids, greedy) = reward.asked
     assert ids == batch.image_ids
-    expected = model.eval().generate(image_features=batch.image_features, max_length=9)
+    expected = model.eval().generate(**batch.inputs, max_length=9)
     assert greedy == processor.batch_decode(expected, skip_special_tokens=True)
     dogs = [caption.split().count("dog") for caption in captions]
     compared_with = [caption.split().count("dog") for caption in greedy for _ in range(8)]
@@ -119,7 +119,7 @@ def test_better_captions_become_more_likely(make_model: MakeModel, batch: Batch)
 
     def likelihoods() -> torch.Tensor:
         inputs = model.prepare_decoder_input_ids_from_labels(labels)
-        logits = model(image_features=batch.image_features, decoder_input_ids=inputs).logits
+        logits = model(**batch.inputs, decoder_input_ids=inputs).logits
         policy_gradient_loss(logits, labels, advantages).backward()
         return -F.cross_entropy(logits.detach().transpose(1, 2), labels, reduction="none").sum(dim=1)
 
@@ -138,7 +138,7 @@ def test_reward_rises(make_model: MakeModel, processor: ShowAttendProcessor, bat
     for _ in range(30):
         labels, advantages, mean = sample_captions(model, processor, batch, CountDogs(), 10, baseline, max_length=9)
         inputs = model.prepare_decoder_input_ids_from_labels(labels)
-        logits = model(image_features=batch.image_features, decoder_input_ids=inputs).logits
+        logits = model(**batch.inputs, decoder_input_ids=inputs).logits
         (policy_gradient_loss(logits, labels, advantages) / (labels != -100).sum()).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -412,7 +412,7 @@ def test_self_critical_gradients_know_no_dropout(
     drawn_twice: list[bool] = []
 
     def compare(logits: torch.Tensor, labels: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
-        again = model[0](image_features=batch[0].image_features, labels=labels).logits
+        again = model[0](**batch[0].inputs, labels=labels).logits
         drawn_twice.append(torch.allclose(logits, again, atol=1e-5))
         return policy_gradient_loss(logits, labels, advantages)
 
@@ -555,3 +555,46 @@ def test_finished_run_is_skipped(folder: Path, tmp_path: Path, monkeypatch: pyte
     log = train(folder, tmp_path / "run")
     monkeypatch.delattr(training, "load_captions")  # nothing is read
     assert train(folder, tmp_path / "run") == log
+
+
+# --- without a feature cache ---
+
+
+def test_no_feature_cache(folder: Path, tmp_path: Path) -> None:
+    """The losses are those of a run with the cache, up to the float16 that it keeps, whoever decodes the images."""
+    settings: dict[str, Any] = dict(finetune_last_stages=1, captions_per_image=5, batch_size=15, dropout=0.0, flip=True)
+    cached = train(folder, tmp_path / "cached", **settings)
+    for num_workers in (0, 2):
+        output = tmp_path / f"workers-{num_workers}"
+        none = dict(feature_cache="none", cache_dir=str(tmp_path / "nothing"), num_workers=num_workers)
+        (line,) = train(folder, output, **none, **settings)
+        assert line == pytest.approx(cached[0], rel=1e-3)
+        assert not (tmp_path / "nothing").exists()
+
+
+def test_no_feature_cache_with_windows_of_the_images(folder: Path, tmp_path: Path, overfitted: Path) -> None:
+    start: dict[str, Any] = dict(init_from=str(overfitted / "best"), feature_cache="none", min_crop=0.8, flip=True)
+    (line,) = train(folder, tmp_path / "run", **start)
+    assert 0 < line["train_loss"] < read_log(overfitted)[0]["train_loss"]
+    rewards = train(folder, tmp_path / "rewards", objective="self_critical", captions_per_image=5, **start)
+    assert -10 < rewards[0]["train_loss"] < 0
+    generated = dict(generated_captions=1, captions_per_image=6, batch_size=12)
+    train(folder, tmp_path / "generated", **generated, **start)
+    assert len((tmp_path / "generated" / "generated.jsonl").read_text().splitlines()) == 12
+
+
+def test_no_feature_cache_on_two_processes(folder: Path, tmp_path: Path) -> None:
+    """Two processes learn what one with the doubled batch does, while the encoder is frozen and once it is not."""
+    settings: dict[str, Any] = dict(
+        feature_cache="none", finetune_last_stages=1, freeze_epochs=1, captions_per_image=5, epochs=2, dropout=0.0
+    )
+    train(folder, tmp_path / "one", batch_size=10, **settings)
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    launch += ["--config_file", str(ROOT / "configs" / "accelerate_two_cpu_processes.yaml")]
+    run([*launch, TRAIN[1], *command_line(folder, tmp_path / "two", batch_size=5, **settings)])
+    for line, expected in zip(read_log(tmp_path / "two"), read_log(tmp_path / "one"), strict=True):
+        assert line == pytest.approx(expected, rel=1e-4)
+    # The encoder's weights differ where a gradient is little but rounding, of which Adam keeps the sign alone.
+    weights, others = last_weights(tmp_path / "two"), last_weights(tmp_path / "one")
+    difference = weights["encoder.resnet.7.0.conv1.weight"] - others["encoder.resnet.7.0.conv1.weight"]
+    assert difference.abs().mean() < 1e-6
