@@ -23,12 +23,13 @@ $(error usage: make caption IMAGE=path/to/photo.jpg [CHECKPOINT=folder])
 endif
 endif
 
-.PHONY: help caption checkpoint test check
+.PHONY: help caption checkpoint test test-conformance check
 
 help:
 	@echo 'make caption IMAGE=photo.jpg   caption a photo (CHECKPOINT=folder chooses another model)'
 	@echo 'make checkpoint DATASET=folder train the captioner in checkpoints/ again (CHECKPOINT=folder: elsewhere)'
 	@echo 'make test                      run the tests'
+	@echo 'make test-conformance          run the tests that transformers has for every model (downloads its sdist)'
 	@echo 'make check                     lint, check the formatting and the types'
 	@echo 'make help                      list the targets'
 	@echo 'PYTHON=python3.12 chooses the interpreter of a new .venv.'
@@ -51,6 +52,10 @@ checkpoint: $(VENV)/.dev-installed
 
 test: $(VENV)/.dev-installed
 	@"$(VENV)/bin/python" -m pytest -n 2 --dist loadfile
+
+# Not with the other tests: it needs PyPI, and marks that are not ours.
+test-conformance: $(VENV)/.dev-installed
+	@"$(VENV)/bin/python" -m pytest -q -o addopts= -W ignore tests/conformance/conformance.py
 
 check: $(VENV)/.dev-installed
 	"$(VENV)/bin/python" -m ruff check

@@ -8,6 +8,7 @@ from transformers import BaseImageProcessor, BatchFeature, PreTrainedTokenizerBa
 from transformers.processing_utils import ProcessingKwargs
 
 IGNORED = -100  # the label that the loss leaves out
+DEFAULTS: dict[str, dict[str, Any]] = {"text_kwargs": {"padding": True, "max_length": 30}}
 
 
 class ShowAttendTextKwargs(TypedDict, total=False):
@@ -18,7 +19,7 @@ class ShowAttendTextKwargs(TypedDict, total=False):
 
 class ShowAttendProcessorKwargs(ProcessingKwargs, total=False):
     text_kwargs: ShowAttendTextKwargs  # type: ignore[misc]
-    _defaults = {"text_kwargs": {"padding": True, "max_length": 30}}  # type: ignore[misc]
+    _defaults = DEFAULTS  # type: ignore[misc]
 
 
 class ShowAttendProcessor(ProcessorMixin):
@@ -76,10 +77,7 @@ class ShowAttendProcessor(ProcessorMixin):
         """
         if images is None and text is None and text_target is None:
             raise ValueError("give the processor at least one of images, text and text_target")
-        kwargs |= kwargs.pop("common_kwargs", {})
-        self._refuse_unknown(kwargs)
-        merged = self._merge_kwargs(ShowAttendProcessorKwargs, **kwargs)  # type: ignore[arg-type]
-        images_kwargs, text_kwargs = merged["images_kwargs"], merged["text_kwargs"]
+        images_kwargs, text_kwargs = self._grouped(**kwargs)
         tensor_types = [group.pop("return_tensors", None) for group in (images_kwargs, text_kwargs)]
         data: dict[str, Any] = {}
         num_images = None
@@ -94,15 +92,32 @@ class ShowAttendProcessor(ProcessorMixin):
             data["labels"] = self._labels(_checked(text_target, "text_target", num_images), **text_kwargs)
         return BatchFeature(data, tensor_type=next(filter(None, tensor_types), None))
 
-    def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
-        """transformers ignores an argument that it does not know, with a warning or without."""
-        image_names = set(self.image_processor.valid_kwargs.__annotations__)
-        text_names = set(ShowAttendTextKwargs.__annotations__)
-        groups = {"images_kwargs": image_names, "text_kwargs": text_names}
-        given = [(name, image_names | text_names | set(groups)) for name in kwargs]
-        given += [(name, names) for group, names in groups.items() for name in kwargs.get(group, {})]
-        if unknown := [name for name, names in given if name not in names]:
+    def _grouped(
+        self,
+        images_kwargs: dict[str, Any] | None = None,
+        text_kwargs: dict[str, Any] | None = None,
+        common_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The arguments of the images and those of the text; transformers' own function ignores unknown ones."""
+        given = {"images_kwargs": images_kwargs or {}, "text_kwargs": text_kwargs or {}}
+        known = {
+            "images_kwargs": set(self.image_processor.valid_kwargs.__annotations__),
+            "text_kwargs": set(ShowAttendTextKwargs.__annotations__),
+        }
+        shared = (common_kwargs or {}) | kwargs
+        unknown = [name for name in shared if not any(name in names for names in known.values())]
+        unknown += [name for group, names in known.items() for name in given[group] if name not in names]
+        if unknown:
             raise TypeError(f"{type(self).__name__} got an unexpected argument {unknown[0]!r}.")
+        merged = []
+        for group, names in known.items():
+            if twice := sorted(set(given[group]) & set(kwargs)):
+                raise ValueError(f"{twice[0]} was given by itself and in {group}: give it once.")
+            merged.append(
+                DEFAULTS.get(group, {}) | {name: shared[name] for name in shared if name in names} | given[group]
+            )
+        return merged[0], merged[1]
 
     def _prefix_ids(self, prefixes: list[str]) -> list[list[int]]:
         # split_special_tokens: a "[SEP]" typed in a text is text.
@@ -147,7 +162,7 @@ class ShowAttendProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return ["pixel_values", "decoder_input_ids", "labels"]
+        return ["pixel_values", "decoder_input_ids"]
 
 
 def _joined(text: str) -> str:

@@ -214,6 +214,16 @@ def test_trainer_computes_the_logits_of_labels_alone(model: Any, image_features:
     assert rows == [12]  # labels, and not 15 with padding
 
 
+def test_embeddings_can_be_resized(model: Any, image_features: torch.Tensor) -> None:
+    before = model(image_features=image_features, decoder_input_ids=IDS).logits
+    model.resize_token_embeddings(30)
+    after = model(image_features=image_features, decoder_input_ids=IDS).logits
+    assert after.shape == (3, 4, 30) and model.config.vocab_size == 30
+    torch.testing.assert_close(after[..., :24], before)
+    ids = torch.tensor([[CLS, 29]] * 3)
+    assert model(image_features=image_features, decoder_input_ids=ids).logits.isfinite().all()
+
+
 # --- configuration and processor ---
 
 
@@ -246,6 +256,12 @@ def test_processor_takes_arguments_in_groups(processor: ShowAttendProcessor) -> 
     assert torch.equal(flat["pixel_values"], grouped["pixel_values"])
     assert torch.equal(flat["labels"], grouped["labels"])
     assert flat["labels"].shape == (1, 3)
+    mixed = processor(
+        image, text_target=caption, return_tensors="pt", do_normalize=False, text_kwargs={"max_length": 4}
+    )
+    assert torch.equal(flat["pixel_values"], mixed["pixel_values"]) and torch.equal(flat["labels"], mixed["labels"])
+    with pytest.raises(ValueError, match="max_length was given by itself and in text_kwargs"):
+        processor(text_target=caption, max_length=4, text_kwargs={"max_length": 5})
     padded = processor(text_target=["a dog"], text_kwargs={"padding": "max_length", "max_length": 6})
     assert padded["labels"] == [[5, 6, SEP, -100, -100]]
 
