@@ -1,0 +1,48 @@
+"""The versions that the tests run with: `versions.py oldest`, `versions.py moved`.
+
+oldest: pyproject.toml's lower bounds as constraints for pip: all of them at once, for whoever has old versions.
+moved: which packages of constraints.txt are installed in another version, for the newest releases.
+"""
+
+import argparse
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def oldest(pyproject: str) -> list[str]:
+    """`name==version` of every `"name>=version"`."""
+    return [f"{name}=={low}" for name, low in re.findall(r'"([\w-]+)>=([\d.]+)', pyproject)]
+
+
+def moved(constraints: str) -> list[str]:
+    """`name tested -> installed` of every `name==tested` that is installed in no version that is named."""
+    tested: dict[str, list[str]] = {}
+    for name, number in re.findall(r"^([\w-]+)==([^;\s]+)", constraints, flags=re.MULTILINE):
+        tested.setdefault(name, []).append(number)
+    changes = []
+    for name, numbers in tested.items():
+        try:
+            installed = version(name).split("+")[0]
+        except PackageNotFoundError:
+            continue
+        if installed not in numbers:
+            changes.append(f"{name} {numbers[0]} -> {installed}")
+    return changes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("which", choices=["oldest", "moved"])
+    if parser.parse_args().which == "oldest":
+        print("\n".join(oldest((ROOT / "pyproject.toml").read_text())))
+        return
+    changes = moved((ROOT / "constraints.txt").read_text())
+    print(f"Against constraints.txt, these versions moved: {', '.join(changes) or 'none'}.", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
