@@ -10,6 +10,7 @@ from modeling_showattend.modeling_showattend import ShowAttendForConditionalGene
 from modeling_showattend.processing_showattend import ShowAttendProcessor
 from showattend.attention.streaming import stream_captions
 
+from .api import check_settings, describe
 from .uploads import read_photo
 from .views import captions_html, error_html, examples_html, photo_html
 
@@ -25,9 +26,9 @@ def build_page(
 ) -> gr.Blocks:
     """The page, to be launched. One photo is captioned at a time; whoever comes meanwhile waits in a queue."""
 
-    def tell(photo: dict[str, Any] | None, *controls: Any) -> Iterator[dict[gr.Component, Any]]:
-        choose = {choosing: gr.Column(visible=True), telling: gr.Column(visible=False)}
-        if photo is None:  # it was put away, perhaps while it was told or waited to be
+    def show_captions(photo: dict[str, Any] | None, *controls: Any) -> Iterator[dict[gr.Component, Any]]:
+        choose = {choosing: gr.Column(visible=True), captioned: gr.Column(visible=False)}
+        if photo is None:  # it was removed, perhaps while it was captioned or waited in the queue
             yield choose
             return
         try:
@@ -38,7 +39,7 @@ def build_page(
         yield {
             error_view: gr.HTML("", visible=False),
             choosing: gr.Column(visible=False),
-            telling: gr.Column(visible=True),
+            captioned: gr.Column(visible=True),
             photo_view: photo_html(image),
             captions_view: captions_html([], growing=True),
         }
@@ -46,11 +47,27 @@ def build_page(
             yield {captions_view: captions_html(captions, growing=True)}
         yield {captions_view: captions_html(captions)}
 
-    def put_away() -> dict[gr.Component, Any]:
-        return {photo_input: None, choosing: gr.Column(visible=True), telling: gr.Column(visible=False)}
+    def remove_photo() -> dict[gr.Component, Any]:
+        return {photo_input: None, choosing: gr.Column(visible=True), captioned: gr.Column(visible=False)}
 
     def take_example(event: gr.EventData) -> str:
         return str(examples[int(event.number)].resolve())
+
+    def caption(
+        image: gr.FileData,  # in truth its fields, as JSON
+        num_beams: int = 1,
+        num_captions: int = 1,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+    ) -> dict[str, Any]:
+        """Caption an image: see `showattend.app.api.describe` for what it returns."""
+        try:
+            settings = check_settings(num_beams, num_captions, do_sample, temperature)
+            if not isinstance(image, dict) or "path" not in image:
+                raise ValueError("image must be an uploaded file: gradio_client's handle_file uploads one.")
+            return describe(model, processor, read_photo(image["path"]), **settings)
+        except (OSError, ValueError) as error:
+            raise gr.Error(str(error), print_exception=False) from error
 
     def show_controls(search: str) -> tuple[gr.Slider, gr.Slider, gr.Slider]:
         return (
@@ -75,7 +92,7 @@ def build_page(
             examples_view = gr.HTML(
                 examples_html(examples), visible=bool(examples), elem_id="examples", js_on_load=_script("examples.js")
             )
-        with gr.Column(visible=False) as telling:
+        with gr.Column(visible=False) as captioned:
             photo_view = gr.HTML(elem_id="photo")
             captions_view = gr.HTML(elem_id="captions", js_on_load=_script("captions.js"))
             gr.HTML(
@@ -99,24 +116,27 @@ def build_page(
             elem_id="small-print",
         )
 
-        told = gr.on(
+        shown = gr.on(
             [photo_input.change, again.click],
-            tell,
+            show_captions,
             [photo_input, search, num_beams, temperature, num_captions],
-            [error_view, failed, choosing, telling, photo_view, captions_view],
+            [error_view, failed, choosing, captioned, photo_view, captions_view],
             preprocess=False,  # gr.Image would decode the upload, whatever its size
             show_progress="minimal",
-            show_progress_on=[photo_input, captions_view],  # one of them is seen: who waits is told so
-            trigger_mode="always_last",  # a photo that comes while the last one is told is told next
+            show_progress_on=[photo_input, captions_view],  # one of them is visible to whoever waits
+            trigger_mode="always_last",  # a photo that comes meanwhile is captioned next
             concurrency_limit=1,
-            api_name="tell",
+            concurrency_id="caption",
+            api_name="page",
+            api_visibility="undocumented",  # it returns pieces of this page; programs call /caption
         )
-        # What cannot be told is put away, by the browser: by the time of the answer, another photo may lie there.
-        told.then(
+        # The browser removes a photo that failed: by the time of the answer, another one may lie there.
+        shown.then(
             None, [photo_input, failed], photo_input, js="(photo, failed) => photo?.path === failed ? null : undefined"
         )
         examples_view.click(take_example, None, photo_input, api_visibility="private")
-        another.click(put_away, None, [photo_input, choosing, telling], api_visibility="private")
+        another.click(remove_photo, None, [photo_input, choosing, captioned], api_visibility="private")
+        gr.api(caption, api_name="caption", concurrency_limit=1, concurrency_id="caption")
         search.change(show_controls, search, [num_beams, temperature, num_captions], api_visibility="private")
     return page.queue(max_size=MAX_WAITING)
 

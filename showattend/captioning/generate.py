@@ -90,7 +90,7 @@ class TorchCaptioner:
             decoder_input_ids=self.prefix_ids.repeat(images, 1).to(device),
             generation_config=self.generation_config,
         )  # (images * captions of each, tokens)
-        scores = self._scores(encoder_outputs, sequences).tolist()
+        scores = caption_scores(self.model, encoder_outputs, sequences, self.prefix_ids.shape[1]).tolist()
         texts = self.processor.batch_decode(sequences, skip_special_tokens=True)
         captions = list(map(Caption, texts, scores))
         of_each = len(captions) // images
@@ -99,12 +99,23 @@ class TorchCaptioner:
             groups = [sorted(group, key=lambda caption: -caption.score) for group in groups]
         return groups
 
-    def _scores(self, encoder_outputs: Any, sequences: torch.Tensor) -> torch.Tensor:
-        """The mean log probability of the generated tokens, `[SEP]` among them, at temperature 1: (captions,)."""
-        first = self.prefix_ids.shape[1]
-        logits = self.model(encoder_outputs=encoder_outputs, decoder_input_ids=sequences[:, :-1]).logits[:, first - 1 :]
-        tokens = sequences[:, first:]  # (captions, generated tokens)
-        log_probabilities = logits.float().log_softmax(dim=-1).gather(2, tokens.unsqueeze(2)).squeeze(2)
-        ends = tokens == self.model.config.eos_token_id
-        generated = ends.cumsum(dim=1) - ends.long() == 0  # up to the first [SEP]: padding comes after it
-        return (log_probabilities * generated).sum(dim=1) / generated.sum(dim=1)
+
+def caption_scores(
+    model: ShowAttendForConditionalGeneration, encoder_outputs: Any, sequences: torch.Tensor, first: int = 1
+) -> torch.Tensor:
+    """The mean log probability of the generated tokens, `[SEP]` among them, at temperature 1.
+
+    Args:
+        encoder_outputs: Of the images.
+        sequences: (captions, tokens): what `generate` returned of them.
+        first: Tokens that generation began with.
+
+    Returns:
+        (captions,)
+    """
+    logits = model(encoder_outputs=encoder_outputs, decoder_input_ids=sequences[:, :-1]).logits[:, first - 1 :]
+    tokens = sequences[:, first:]  # (captions, generated tokens)
+    log_probabilities = logits.float().log_softmax(dim=-1).gather(2, tokens.unsqueeze(2)).squeeze(2)
+    ends = tokens == model.config.eos_token_id
+    generated = ends.cumsum(dim=1) - ends.long() == 0  # up to the first [SEP]: padding comes after it
+    return (log_probabilities * generated).sum(dim=1) / generated.sum(dim=1)

@@ -26,12 +26,14 @@ from PIL import Image
 from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
 from showattend.attention.maps import attend
 from showattend.attention.streaming import stream_captions
+from showattend.captioning.generate import TorchCaptioner
 
 if not importlib.util.find_spec("gradio"):
     pytest.skip('the app needs gradio: pip install -c constraints.txt -e ".[dev]"', allow_module_level=True)
 
 import httpx
 from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
 
 from showattend.app import page, server, uploads
 from showattend.app.views import captions_html
@@ -187,7 +189,7 @@ def test_the_pixels_are_counted_before_they_are_read(tmp_path: Path, monkeypatch
 def ask(url: str, path: Path, *controls: Any) -> list[str]:
     """Send a photo as a client of its own: the states of the caption, and at last what a screen reader is told."""
     client = Client(url, verbose=False, analytics_enabled=False)
-    job = client.submit(handle_file(path), *(controls or (page.GREEDY, 3, 1, 3)), api_name="/tell")
+    job = client.submit(handle_file(path), *(controls or (page.GREEDY, 3, 1, 3)), api_name="/page")
     job.result(timeout=120)
     views = [str(outputs[-1]) for outputs in job.outputs()]
     states = [" ".join(re.findall(r">([^<]+)</button>", view)) for view in views]
@@ -205,12 +207,68 @@ def test_two_people_at_once_get_their_own_captions_word_by_word(url: str, photos
         ]
 
 
+@pytest.fixture
+def program(url: str) -> Callable[..., Any]:
+    """Calls /caption as a program does."""
+    return partial(Client(url, verbose=False, analytics_enabled=False).predict, api_name="/caption")
+
+
+def test_programs_get_json(
+    program: Callable[..., Any],
+    model: ShowAttendForConditionalGeneration,
+    processor: ShowAttendProcessor,
+    photos: list[Path],
+) -> None:
+    for settings in ({}, {"num_beams": 3}):
+        answer = program(handle_file(photos[0]), **settings)
+        expected = attend(model, processor, photos[0], suppress_tokens=[0], **{"num_beams": 1, **settings})
+        (caption,) = answer["captions"]
+        assert caption["caption"] == expected.caption and caption["words"] == expected.words
+        np.testing.assert_allclose(np.reshape(caption["grids"], expected.grids.shape), expected.grids, atol=1e-6)
+        assert (tuple(answer["box"]), tuple(answer["size"])) == (expected.box, expected.size)
+        captioner = TorchCaptioner(model, processor, **{"num_beams": 1, **settings}, suppress_tokens=[0])
+        assert captioner.caption([captioner.read(photos[0])]) == [[(expected.caption, pytest.approx(caption["score"]))]]
+
+
+def test_programs_compare_captions(program: Callable[..., Any], photos: list[Path]) -> None:
+    beams = program(handle_file(photos[0]), num_beams=4, num_captions=3)["captions"]
+    assert len(beams) == 3 and len({caption["caption"] for caption in beams}) > 1
+    samples = program(handle_file(photos[0]), num_captions=4, do_sample=True, temperature=1.5)["captions"]
+    scores = [caption["score"] for caption in samples]
+    assert len(scores) == 4 and scores == sorted(scores, reverse=True)
+
+
+def test_programs_meet_the_limits_of_the_page(program: Callable[..., Any], photos: list[Path], tmp_path: Path) -> None:
+    image = handle_file(photos[0])
+    for settings, message in (
+        ({"num_beams": 11}, "num_beams must be from 1 to 10, not 11"),
+        ({"num_beams": "two"}, "num_beams must be from 1 to 10, not 'two'"),
+        ({"num_captions": 6}, "num_captions must be from 1 to 5, not 6"),
+        ({"num_captions": 2}, "num_captions 2 needs as many num_beams, or do_sample"),
+        ({"do_sample": True, "num_beams": 2}, "choose one of them"),
+        ({"do_sample": True, "temperature": 0}, "temperature must be from 0.1 to 2.0, not 0"),
+    ):
+        with pytest.raises(AppError, match=message):
+            program(image, **settings)
+    for reason, path in broken_files(tmp_path).items():
+        if path.exists():
+            with pytest.raises(AppError, match=reason):
+                program(handle_file(path))
+    with pytest.raises(AppError, match="image must be an uploaded file"):
+        program(str(photos[0]))
+    with pytest.raises(httpx.HTTPStatusError, match="403"):
+        program({"path": str(photos[0])})
+    (tmp_path / "large.jpg").write_bytes(b"0" * (uploads.MAX_BYTES + 1))
+    with pytest.raises(Exception, match=r"413|too large|exceeds"):
+        program(handle_file(tmp_path / "large.jpg"))
+
+
 def test_photos_are_uploads_and_nothing_else(url: str, tmp_path: Path, photos: list[Path]) -> None:
     secret = tmp_path / "secret.png"
     photo(0).save(secret)
     with httpx.Client(base_url=url, timeout=60) as client:
         functions = client.get("/config").json()["dependencies"]
-        number = next(function["id"] for function in functions if function["api_name"] == "tell")
+        number = next(function["id"] for function in functions if function["api_name"] == "page")
 
         def join(data: list[Any]) -> int:
             body = {"data": data, "fn_index": number, "session_hash": "me"}

@@ -1,0 +1,79 @@
+"""The app for programs: one image in, captions with scores, words and attention out, as JSON."""
+
+from typing import Any
+
+import torch
+from PIL import Image
+
+from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration, generated_attentions
+from modeling_showattend.processing_showattend import ShowAttendProcessor
+from showattend.attention.maps import CELL, words_and_grids
+from showattend.captioning.generate import caption_scores
+
+MAX_BEAMS, MAX_CAPTIONS = 10, 5
+LOW_TEMPERATURE, HIGH_TEMPERATURE = 0.1, 2.0
+
+
+def check_settings(num_beams: int, num_captions: int, do_sample: bool, temperature: float) -> dict[str, Any]:
+    """The settings of a request as those of `generate`.
+
+    Raises:
+        ValueError: If one is out of its bounds, or they contradict each other.
+    """
+    _check("num_beams", num_beams, 1, MAX_BEAMS, int)
+    _check("num_captions", num_captions, 1, MAX_CAPTIONS, int)
+    _check("temperature", temperature, LOW_TEMPERATURE, HIGH_TEMPERATURE, (int, float))
+    _check("do_sample", do_sample, False, True, bool)
+    if do_sample and num_beams > 1:
+        raise ValueError("do_sample draws captions, num_beams searches for the best: choose one of them.")
+    if not do_sample and num_captions > num_beams:
+        raise ValueError(f"num_captions {num_captions} needs as many num_beams, or do_sample.")
+    settings = {"num_beams": num_beams, "num_return_sequences": num_captions, "do_sample": do_sample}
+    return {**settings, "temperature": temperature} if do_sample else settings
+
+
+def _check(name: str, value: Any, low: Any, high: Any, kind: Any) -> None:
+    if not isinstance(value, kind) or not low <= value <= high:
+        raise ValueError(f"{name} must be from {low} to {high}, not {value!r}.")
+
+
+@torch.inference_mode()
+def describe(
+    model: ShowAttendForConditionalGeneration,
+    processor: ShowAttendProcessor,
+    image: Image.Image,
+    **generation: Any,
+) -> dict[str, Any]:
+    """Caption an image.
+
+    Args:
+        model: In eval mode, on any device.
+        processor: The model's.
+        image: Upright and RGB.
+        generation: Passed to `generate`.
+
+    Returns:
+        `captions`, the best first, and of each `caption`, `score` (the mean log probability of its tokens), `words`
+        and `grids` (words, rows, columns), the share of the attention on each cell before each word; `box` (left, top,
+        right, bottom), where the grid lies on the image, in pixels; `size` (width, height).
+    """
+    pixel_values = processor(images=image, return_tensors="pt").to(model.device)["pixel_values"]
+    rows, columns = (-(-side // CELL) for side in pixel_values.shape[-2:])
+    encoder_outputs = model.encoder(pixel_values=pixel_values)
+    outputs: Any = model.generate(
+        encoder_outputs=encoder_outputs,
+        suppress_tokens=[processor.tokenizer.pad_token_id],  # as the page: it has no text
+        return_dict_in_generate=True,
+        output_attentions=True,
+        **generation,
+    )
+    captions = []
+    scores = caption_scores(model, encoder_outputs, outputs.sequences)
+    for sequence, attentions, score in zip(outputs.sequences, generated_attentions(outputs), scores, strict=True):
+        words, grids = words_and_grids(processor, sequence[1:], attentions, rows, columns)
+        caption = {"caption": " ".join(words), "score": float(score), "words": words, "grids": grids.tolist()}
+        captions.append(caption)
+    if generation.get("do_sample"):  # beam search has ranked its captions, by the length penalty
+        captions.sort(key=lambda caption: -caption["score"])
+    box = processor.image_processor.attention_box(*image.size)
+    return {"captions": captions, "box": list(box), "size": list(image.size)}
