@@ -9,7 +9,11 @@ TOKENIZER ?= bert-base-uncased
 export IMAGE CHECKPOINT
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-PIP_INSTALL = "$(VENV)/bin/python" -m pip install -c constraints.txt -e
+# What pip is told of versions: constraints.txt, the oldest that pyproject.toml allows, or nothing.
+VERSIONS ?= -c constraints.txt
+PIP_INSTALL = "$(VENV)/bin/python" -m pip install $(VERSIONS) -e
+OLDEST ?= .venv-oldest
+NEWEST ?= .venv-newest
 
 ifneq ($(filter checkpoint,$(MAKECMDGOALS)),)
 ifeq ($(strip $(DATASET)),)
@@ -23,13 +27,15 @@ $(error usage: make caption IMAGE=path/to/photo.jpg [CHECKPOINT=folder])
 endif
 endif
 
-.PHONY: help caption checkpoint test test-conformance check
+.PHONY: help caption checkpoint test test-conformance test-versions test-oldest test-newest check copy-code
 
 help:
 	@echo 'make caption IMAGE=photo.jpg   caption a photo (CHECKPOINT=folder chooses another model)'
 	@echo 'make checkpoint DATASET=folder train the captioner in checkpoints/ again (CHECKPOINT=folder: elsewhere)'
 	@echo 'make test                      run the tests'
 	@echo 'make test-conformance          run the tests that transformers has for every model (downloads its sdist)'
+	@echo 'make test-versions             run them with the oldest versions, those of constraints.txt, and the newest'
+	@echo 'make copy-code                 copy the code that travels with a checkpoint into checkpoints/'
 	@echo 'make check                     lint, check the formatting and the types'
 	@echo 'make help                      list the targets'
 	@echo 'PYTHON=python3.12 chooses the interpreter of a new .venv.'
@@ -56,6 +62,23 @@ test: $(VENV)/.dev-installed
 # Not with the other tests: it needs PyPI, and marks that are not ours.
 test-conformance: $(VENV)/.dev-installed
 	@"$(VENV)/bin/python" -m pytest -q -o addopts= -W ignore tests/conformance/conformance.py
+
+test-versions: test-oldest test test-newest
+
+test-oldest:
+	@mkdir -p "$(OLDEST)"
+	@"$(PYTHON)" scripts/versions.py oldest > "$(OLDEST)/oldest.txt"
+	@$(MAKE) --no-print-directory VENV="$(OLDEST)" VERSIONS='-c "$(OLDEST)/oldest.txt"' test
+
+# Whatever pip is configured to, and upgraded each time.
+test-newest: export PIP_CONSTRAINT := /dev/null
+test-newest:
+	@rm -f "$(NEWEST)/.dev-installed"
+	@$(MAKE) --no-print-directory VENV="$(NEWEST)" VERSIONS=--upgrade test test-conformance \
+		|| { "$(NEWEST)/bin/python" scripts/versions.py moved; exit 1; }
+
+copy-code:
+	cp modeling_showattend/*_showattend.py checkpoints/showattend-resnet50-flickr8k/
 
 check: $(VENV)/.dev-installed
 	"$(VENV)/bin/python" -m ruff check

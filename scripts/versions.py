@@ -41,7 +41,8 @@ def main() -> None:
         print("\n".join(oldest((ROOT / "pyproject.toml").read_text())))
         return
     changes = moved((ROOT / "constraints.txt").read_text())
-    print(f"Against constraints.txt, these versions moved: {', '.join(changes) or 'none'}.", file=sys.stderr)
+    names = ", ".join(changes) or "none: the cause is a package that it does not name, or no version at all"
+    print(f"error: the newest releases fail. Against constraints.txt, these moved: {names}.", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -219,15 +219,16 @@ def test_programs_get_json(
     processor: ShowAttendProcessor,
     photos: list[Path],
 ) -> None:
-    for settings in ({}, {"num_beams": 3}):
-        answer = program(handle_file(photos[0]), **settings)
-        expected = attend(model, processor, photos[0], suppress_tokens=[0], **{"num_beams": 1, **settings})
+    for num_beams in (1, 3):
+        answer = program(handle_file(photos[0]), num_beams=num_beams)
+        expected = attend(model, processor, photos[0], num_beams=num_beams, suppress_tokens=[0])
         (caption,) = answer["captions"]
         assert caption["caption"] == expected.caption and caption["words"] == expected.words
         np.testing.assert_allclose(np.reshape(caption["grids"], expected.grids.shape), expected.grids, atol=1e-6)
         assert (tuple(answer["box"]), tuple(answer["size"])) == (expected.box, expected.size)
-        captioner = TorchCaptioner(model, processor, **{"num_beams": 1, **settings}, suppress_tokens=[0])
-        assert captioner.caption([captioner.read(photos[0])]) == [[(expected.caption, pytest.approx(caption["score"]))]]
+        captioner = TorchCaptioner(model, processor, num_beams=num_beams, suppress_tokens=[0])
+        [[(text, score)]] = captioner.caption([captioner.read(photos[0])])
+        assert (caption["caption"], caption["score"]) == (text, pytest.approx(score))
 
 
 def test_programs_compare_captions(program: Callable[..., Any], photos: list[Path]) -> None:

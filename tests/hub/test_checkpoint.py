@@ -59,4 +59,4 @@ def test_light_and_complete() -> None:
 @pytest.mark.parametrize("code", sorted(path.name for path in (ROOT / "modeling_showattend").glob("*_showattend.py")))
 def test_code_is_the_packages(code: str) -> None:
     ours = (ROOT / "modeling_showattend" / code).read_text()
-    assert (DEFAULT_CHECKPOINT / code).read_text() == ours, f"copy modeling_showattend/{code} to {DEFAULT_CHECKPOINT}/"
+    assert (DEFAULT_CHECKPOINT / code).read_text() == ours, f"{code} in checkpoints/ is stale: make copy-code"
