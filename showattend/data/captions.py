@@ -13,12 +13,8 @@ import datasets
 from .images import NOT_FOUND, file_faults
 from .layouts import read_source
 from .problems import Problems
-from .rows import CaptionedImage, group_by_image
+from .rows import FEATURES, CaptionedImage, group_by_image
 from .splits import Splits, split_images
-
-FEATURES = datasets.Features(
-    image_id=datasets.Value("string"), image=datasets.Image(), captions=datasets.List(datasets.Value("string"))
-)
 
 
 def load_captions(

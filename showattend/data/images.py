@@ -37,11 +37,12 @@ def check_column(images: datasets.Dataset) -> tuple[list[str], list[str]]:
 
 def _check_batch(batch: dict[str, list[Any]]) -> dict[str, list[str]]:
     with ThreadPoolExecutor() as pool:
-        faults, digests = zip(*pool.map(_check, batch["image"]), strict=True)
+        faults, digests = zip(*pool.map(check, batch["image"]), strict=True)
     return {"fault": list(faults), "digest": list(digests)}
 
 
-def _check(source: dict[str, Any] | None) -> tuple[str, str]:
+def check(source: dict[str, Any] | None) -> tuple[str, str]:
+    """The fault of an undecoded image, as in [`file_faults`], and a digest of its bytes (of a file, its path)."""
     if not source or (source["bytes"] is None and not source["path"]):
         return NOT_FOUND, ""
     if source["bytes"] is None:

@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import NamedTuple
 
+import datasets
+
 from .problems import Problems
+
+FEATURES = datasets.Features(
+    image_id=datasets.Value("string"), image=datasets.Image(), captions=datasets.List(datasets.Value("string"))
+)
 
 
 class Row(NamedTuple):

@@ -31,12 +31,13 @@ def split_images(
     if all(image.splits.keys() == {None} for image in images) and listings:
         return _listed_splits(images, listings, problems)
     names = {split for image in images for split in image.splits}
-    if len(names) > 1 or any(_standard(name) in ("test", "validation") for name in names):
+    if len(names) > 1 or any(standard_split(name) in ("test", "validation") for name in names):
         return _own_splits(images, problems)
     return _random_splits(images, seed)
 
 
-def _standard(name: str | None) -> str | None:
+def standard_split(name: str | None) -> str | None:
+    """`train`, `validation` or `test`, or None for a name that means none of them."""
     return SPLIT_NAMES.get(str(name).strip().lower())
 
 
@@ -46,7 +47,7 @@ def _own_splits(images: Iterable[CaptionedImage], problems: Problems) -> Splits:
     for image in images:
         places: dict[str, str] = {}
         for name, where in image.splits.items():
-            if split := _standard(name):
+            if split := standard_split(name):
                 places.setdefault(split, place(*where))
             else:
                 what = f"expected the split {', '.join(SPLIT_NAMES)}, got {name!r}"

@@ -21,7 +21,8 @@ SCHEDULERS = (
     *("linear", "cosine", "polynomial", "inverse_sqrt"),
 )
 AT_LEAST_1 = (
-    *("max_train_samples", "epochs", "batch_size", "gradient_accumulation_steps", "captions_per_image"),
+    *("max_train_samples", "streaming_steps", "epochs", "batch_size", "gradient_accumulation_steps"),
+    "captions_per_image",
     *("samples_per_image", "early_stopping_patience", "validation_num_beams", "checkpoint_every"),
 )
 AT_LEAST_0 = (
@@ -63,6 +64,11 @@ class TrainingSettings:
         "Where the features of the frozen encoder lie. none: nowhere; images are decoded and encoded in every step, "
         "by --num-workers processes, and --min-crop cuts the images themselves.",
         choices=("disk", "none"),
+    )
+    streaming_steps: int | None = _setting(
+        None,
+        "Read the dataset (WebDataset, Parquet, Hub) while training on it, without downloading all of it; an epoch is "
+        "this many optimizer steps. It needs --feature-cache none.",
     )
     cache_dir: str = _setting("~/.cache/showattend", "Folder for the features of the frozen encoder.")
 
@@ -155,8 +161,21 @@ class TrainingSettings:
                 raise ValueError(f"`{name}` needs a start: name it with `init_from`.")
         if self.objective == "self_critical" and self.generated_captions:
             raise ValueError("`generated_captions` are learnt with `objective` cross_entropy.")
+        if self.streaming_steps:
+            self._check_streaming()
         if self.baseline == "samples" and self.samples_per_image < 2:
             raise ValueError("`baseline` samples needs `samples_per_image` of at least 2.")
+
+    def _check_streaming(self) -> None:
+        if self.feature_cache != "none":
+            raise ValueError("`streaming_steps` needs `feature_cache` none: images come once.")
+        if self.num_workers > 1:
+            raise ValueError(f"`streaming_steps` has one reader: `num_workers` must be 0 or 1, not {self.num_workers}.")
+        for name in ("max_train_samples", "prune_tokenizer", "generated_captions"):
+            if getattr(self, name):
+                raise ValueError(f"`{name}` needs all training captions, which `streaming_steps` does not load.")
+        if self.objective == "self_critical":
+            raise ValueError("`objective` self_critical needs all training captions: leave `streaming_steps` out.")
 
 
 def parse_settings(arguments: Sequence[str], presets: Path) -> TrainingSettings:

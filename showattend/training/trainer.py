@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
+from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler
@@ -24,6 +25,7 @@ from showattend.data.batches import Batch, Epoch, StepDataset, make_items, rando
 from showattend.data.captions import load_captions
 from showattend.data.features import FeatureCache
 from showattend.data.pixels import PixelLoader
+from showattend.data.streaming import StreamSteps, stream_captions
 from showattend.evaluation.evaluate import caption_images, validation_loss
 from showattend.folders import recover, replacing
 
@@ -100,25 +102,22 @@ class Trainer:
     def load_data(self) -> None:
         """Captions as tokens, images as the frozen encoder's features, and the model that both depend on."""
         settings = self.settings
+        columns: dict[str, Any] = {"image_column": settings.image_column, "caption_column": settings.caption_column}
+        if settings.streaming_steps:
+            self.stream, validation_set = stream_captions(settings.dataset, **columns)
+            self.load_model(validation_set)
+            self.load_validation(validation_set)
+            return
         with self.accelerator.main_process_first():
             dataset = load_captions(
-                settings.dataset,
-                max_train_samples=settings.max_train_samples,
-                seed=settings.seed,
-                image_column=settings.image_column,
-                caption_column=settings.caption_column,
+                settings.dataset, max_train_samples=settings.max_train_samples, seed=settings.seed, **columns
             )
         for split in ("train", "validation"):
             if split not in dataset:
                 raise ValueError(f"{settings.dataset} has no {split} split, and training needs one.")
-        train_set, self.validation_set = dataset["train"], dataset["validation"]
-        self.model, self.processor = build_model(settings, train_set)
-        self.model.to(self.accelerator.device)
-
-        self.images = self.make_images()
+        train_set = dataset["train"]
+        self.load_model(train_set)
         train_images = self.images.build(train_set, flipped=settings.flip)
-        self.validation_images = self.images.build(self.validation_set)
-
         image_ids = train_set["image_id"]
         self.references = dict(zip(image_ids, train_set["captions"], strict=True))
         captions = self.references
@@ -128,10 +127,20 @@ class Trainer:
         labels = caption_labels(captions.values(), self.processor, settings)
         self.items = make_items(train_images, image_ids, labels, settings.captions_per_image)
 
-        image_ids = self.validation_set["image_id"]
-        self.validation_references = dict(zip(image_ids, self.validation_set["captions"], strict=True))
-        labels = caption_labels(self.validation_references.values(), self.processor, settings)
-        self.validation_items = make_items(self.validation_images, image_ids, labels, settings.captions_per_image)
+        self.load_validation(dataset["validation"])
+
+    def load_model(self, train_set: Dataset) -> None:
+        self.model, self.processor = build_model(self.settings, train_set)
+        self.model.to(self.accelerator.device)
+        self.images = self.make_images()
+
+    def load_validation(self, validation_set: Dataset) -> None:
+        self.validation_set = validation_set
+        self.validation_images = self.images.build(validation_set)
+        image_ids = validation_set["image_id"]
+        self.validation_references = dict(zip(image_ids, validation_set["captions"], strict=True))
+        labels = caption_labels(self.validation_references.values(), self.processor, self.settings)
+        self.validation_items = make_items(self.validation_images, image_ids, labels, self.settings.captions_per_image)
 
     def make_images(self) -> FeatureCache | PixelLoader:
         if self.settings.feature_cache == "none":
@@ -176,7 +185,7 @@ class Trainer:
             settings.lr_scheduler,
             optimizer,
             num_warmup_steps=settings.warmup_steps,
-            num_training_steps=len(self.order_of(0)) * settings.epochs,
+            num_training_steps=len(self.steps_of(0)) * settings.epochs,
             scheduler_specific_kwargs=plateau if self.on_plateau else None,
         )
         # Copies are made before `prepare`, which replaces the model's forward by one that is bound to it.
@@ -208,15 +217,28 @@ class Trainer:
             max_length=settings.max_length,
         )
 
-    def order_of(self, epoch: int) -> Epoch:
-        return Epoch(
-            self.items,
-            self.settings.batch_size,
-            micro_batches=self.settings.gradient_accumulation_steps,
-            processes=self.accelerator.num_processes,
-            flip=self.settings.flip,
-            seed=self.settings.seed,
-            epoch=epoch,
+    def steps_of(self, epoch: int, start: int = 0) -> StepDataset | StreamSteps:
+        """The steps of an epoch from `start` on, as this process sees them."""
+        settings, process = self.settings, self.accelerator.process_index
+        order: dict[str, Any] = {
+            "batch_size": settings.batch_size,
+            "micro_batches": settings.gradient_accumulation_steps,
+            "processes": self.accelerator.num_processes,
+            "flip": settings.flip,
+            "seed": settings.seed,
+            "epoch": epoch,
+        }
+        if settings.streaming_steps is None:
+            return StepDataset(Epoch(self.items, **order), self.images, process, start)
+        return StreamSteps(
+            self.stream,
+            lambda captions: caption_labels([captions], self.processor, settings)[0],
+            self.processor.image_processor,
+            settings.streaming_steps,
+            settings.captions_per_image,
+            process,
+            start,
+            **order,
         )
 
     def train(self) -> Path:
@@ -239,15 +261,16 @@ class Trainer:
 
     def train_epoch(self) -> None:
         """The epoch's steps, or those that are left of it."""
-        progress, order = self.progress, self.order_of(self.progress.epoch)
-        steps = StepDataset(order, self.images, self.accelerator.process_index, start=progress.step)
+        progress = self.progress
+        steps = self.steps_of(progress.epoch, progress.step)
+        num_steps = progress.step + len(steps)
         # A generator of its own: workers would take their seed from dropout's, once more when a run resumes.
         loader = DataLoader(steps, batch_size=None, num_workers=self.settings.num_workers, generator=torch.Generator())
         self.wrapped.train(self.objective.uses_dropout)
         if progress.epoch < self.settings.freeze_epochs:
             self.model.encoder.requires_grad_(False)
         with tqdm(
-            total=len(order),
+            total=num_steps,
             initial=progress.step,
             desc=f"epoch {progress.epoch + 1}/{self.settings.epochs}",
             disable=not self.accelerator.is_local_main_process,
@@ -264,7 +287,7 @@ class Trainer:
                     )
                 bar.update()
                 bar.set_postfix(loss=f"{progress.loss / progress.step:.3f}")
-                if progress.total_steps % self.settings.checkpoint_every == 0 and progress.step < len(order):
+                if progress.total_steps % self.settings.checkpoint_every == 0 and progress.step < num_steps:
                     self.save_checkpoint()
 
     def train_step(self, batches: list[Batch], num_labels: int) -> float:

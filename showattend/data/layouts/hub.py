@@ -15,6 +15,7 @@ from .image_files import ImageFiles
 # That say which image a row shows; numbers in them count within a split.
 ID_COLUMNS = ("image_id", "img_id", "imgid", "cocoid", "filename", "file_name")
 NO_CAPTION_COLUMNS = (*ID_COLUMNS, "id", "split", "url", "__key__", "__url__")
+LOAD_ERRORS = (OSError, ValueError, RuntimeError, DatasetsError)
 
 
 class Table(NamedTuple):
@@ -53,7 +54,7 @@ def load(source: str, names: tuple[str | None, str | None], expected: str) -> Ta
         if isinstance(parts, datasets.Dataset):
             parts = datasets.DatasetDict(train=parts)
         rows = datasets.concatenate_datasets(list(parts.values()))
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+    except LOAD_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise OSError(f"cannot load {source!r} with datasets ({reason}); {expected}") from error
     columns = columns_of(source, rows.features, names)
