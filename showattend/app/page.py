@@ -1,4 +1,4 @@
-"""The page: a photo, its captions, and what happens when a button is pressed."""
+"""The page: an image, its captions, and what happens when a button is pressed."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,8 +11,8 @@ from modeling_showattend.processing_showattend import ShowAttendProcessor
 from showattend.attention.streaming import stream_captions
 
 from .api import check_settings, describe
-from .uploads import read_photo
-from .views import captions_html, error_html, examples_html, photo_html
+from .uploads import read_image
+from .views import captions_html, error_html, examples_html, image_html
 
 UPLOADS_KEPT = 3000  # seconds
 UPLOADS_CHECKED = 600  # so often, in seconds
@@ -24,31 +24,31 @@ _HERE = Path(__file__).parent
 def build_page(
     model: ShowAttendForConditionalGeneration, processor: ShowAttendProcessor, examples: Sequence[Path] = ()
 ) -> gr.Blocks:
-    """The page, to be launched. One photo is captioned at a time; whoever comes meanwhile waits in a queue."""
+    """The page, ready to launch. One image is captioned at a time; other visitors wait in a queue."""
 
-    def show_captions(photo: dict[str, Any] | None, *controls: Any) -> Iterator[dict[gr.Component, Any]]:
+    def show_captions(upload: dict[str, Any] | None, *controls: Any) -> Iterator[dict[gr.Component, Any]]:
         choose = {choosing: gr.Column(visible=True), captioned: gr.Column(visible=False)}
-        if photo is None:  # it was removed, perhaps while it was captioned or waited in the queue
+        if upload is None:  # it was removed, perhaps while it was captioned or waited in the queue
             yield choose
             return
         try:
-            image = read_photo(photo["path"])
+            image = read_image(upload["path"])
         except OSError as error:
-            yield {error_view: gr.HTML(error_html(error), visible=True), failed: photo["path"], **choose}
+            yield {error_view: gr.HTML(error_html(error), visible=True), failed: upload["path"], **choose}
             return
         yield {
             error_view: gr.HTML("", visible=False),
             choosing: gr.Column(visible=False),
             captioned: gr.Column(visible=True),
-            photo_view: photo_html(image),
+            image_view: image_html(image),
             captions_view: captions_html([], growing=True),
         }
         for captions in stream_captions(model, processor, image, **generation_settings(*controls)):
             yield {captions_view: captions_html(captions, growing=True)}
         yield {captions_view: captions_html(captions)}
 
-    def remove_photo() -> dict[gr.Component, Any]:
-        return {photo_input: None, choosing: gr.Column(visible=True), captioned: gr.Column(visible=False)}
+    def remove_image() -> dict[gr.Component, Any]:
+        return {image_input: None, choosing: gr.Column(visible=True), captioned: gr.Column(visible=False)}
 
     def take_example(event: gr.EventData) -> str:
         return str(examples[int(event.number)].resolve())
@@ -65,7 +65,7 @@ def build_page(
             settings = check_settings(num_beams, num_captions, do_sample, temperature)
             if not isinstance(image, dict) or "path" not in image:
                 raise ValueError("image must be an uploaded file: gradio_client's handle_file uploads one.")
-            return describe(model, processor, read_photo(image["path"]), **settings)
+            return describe(model, processor, read_image(image["path"]), **settings)
         except (OSError, ValueError) as error:
             raise gr.Error(str(error), print_exception=False) from error
 
@@ -86,14 +86,14 @@ def build_page(
             elem_id="heading",
         )
         with gr.Column() as choosing:
-            photo_input = gr.Image(label="Photo", show_label=False, height=300, buttons=[], elem_id="photo-input")
+            image_input = gr.Image(label="Photo", show_label=False, height=300, buttons=[], elem_id="photo-input")
             error_view = gr.HTML(visible=False, elem_id="error")
-            failed = gr.Textbox(visible=False)  # the path of the photo that the error is of
+            failed = gr.Textbox(visible=False)  # the path of the image that the error is about
             examples_view = gr.HTML(
                 examples_html(examples), visible=bool(examples), elem_id="examples", js_on_load=_script("examples.js")
             )
         with gr.Column(visible=False) as captioned:
-            photo_view = gr.HTML(elem_id="photo")
+            image_view = gr.HTML(elem_id="photo")
             captions_view = gr.HTML(elem_id="captions", js_on_load=_script("captions.js"))
             gr.HTML(
                 "<p>Point at a word, tap it or go through them with the arrow keys: "
@@ -117,25 +117,25 @@ def build_page(
         )
 
         shown = gr.on(
-            [photo_input.change, again.click],
+            [image_input.change, again.click],
             show_captions,
-            [photo_input, search, num_beams, temperature, num_captions],
-            [error_view, failed, choosing, captioned, photo_view, captions_view],
+            [image_input, search, num_beams, temperature, num_captions],
+            [error_view, failed, choosing, captioned, image_view, captions_view],
             preprocess=False,  # gr.Image would decode the upload, whatever its size
             show_progress="minimal",
-            show_progress_on=[photo_input, captions_view],  # one of them is visible to whoever waits
-            trigger_mode="always_last",  # a photo that comes meanwhile is captioned next
+            show_progress_on=[image_input, captions_view],  # one of them is visible to whoever waits
+            trigger_mode="always_last",  # an image that comes meanwhile is captioned next
             concurrency_limit=1,
             concurrency_id="caption",
             api_name="page",
             api_visibility="undocumented",  # it returns pieces of this page; programs call /caption
         )
-        # The browser removes a photo that failed: by the time of the answer, another one may lie there.
+        # The browser removes an image that failed: by the time of the answer, another one may have taken its place.
         shown.then(
-            None, [photo_input, failed], photo_input, js="(photo, failed) => photo?.path === failed ? null : undefined"
+            None, [image_input, failed], image_input, js="(image, failed) => image?.path === failed ? null : undefined"
         )
-        examples_view.click(take_example, None, photo_input, api_visibility="private")
-        another.click(remove_photo, None, [photo_input, choosing, captioned], api_visibility="private")
+        examples_view.click(take_example, None, image_input, api_visibility="private")
+        another.click(remove_image, None, [image_input, choosing, captioned], api_visibility="private")
         gr.api(caption, api_name="caption", concurrency_limit=1, concurrency_id="caption")
         search.change(show_controls, search, [num_beams, temperature, num_captions], api_visibility="private")
     return page.queue(max_size=MAX_WAITING)

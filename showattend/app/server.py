@@ -1,4 +1,4 @@
-"""The page's server, which does what the page needs and nothing else."""
+"""The server of the page and of `/caption`, which does what these need and nothing else."""
 
 import json
 import os
@@ -35,9 +35,9 @@ def serving(
     Args:
         model: In eval mode, on any device.
         processor: The model's.
-        examples: Photos to choose from.
-        host: 127.0.0.1 is reached from this machine alone, 0.0.0.0 from wherever the network lets pass.
-        port: To listen on.
+        examples: Images to choose from.
+        host: 127.0.0.1 is reachable from this machine alone, 0.0.0.0 from wherever the network allows.
+        port: The port to listen on.
 
     Raises:
         OSError: If the port is taken, or there is no such address or port.
@@ -74,7 +74,7 @@ def serving(
 
 
 class OnlyThisPage:
-    """Turns away what the page does not need.
+    """Refuses what the page does not need.
 
     Gradio's server does more than this page asks of it: it fetches URLs and passes requests on to other servers. And
     the files of a request must be uploads, neither other files of this machine nor URLs.

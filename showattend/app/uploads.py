@@ -1,4 +1,4 @@
-"""Photos from strangers: read with care, or refused with a sentence that can be shown to them."""
+"""Images from strangers: read with care, or refused with a sentence that they can be shown."""
 
 import io
 import warnings
@@ -9,15 +9,15 @@ from PIL import Image
 from modeling_showattend.image_processing_showattend import load_image
 
 MAX_BYTES = 20 * 2**20  # of an upload
-MAX_PIXELS = 50_000_000  # of a photo: three bytes each in memory, several times over
+MAX_PIXELS = 50_000_000  # of an image: three bytes each in memory, several times over
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")  # none that runs other programs, as EPS does
 
 
-def read_photo(path: str | Path) -> Image.Image:
-    """Read an uploaded photo, upright and RGB.
+def read_image(path: str | Path) -> Image.Image:
+    """Read an uploaded image, upright and RGB.
 
     Raises:
-        OSError: If it is no photo, is damaged, has too many pixels, or has been deleted. The sentence names no path.
+        OSError: If it is no image, is damaged, has too many pixels or has been deleted. The message names no path.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is stricter

@@ -1,4 +1,4 @@
-"""What the page shows of a photo and its captions, as HTML. Whatever comes from outside is escaped."""
+"""What the page shows of an image and its captions, as HTML. Everything from outside is escaped."""
 
 import base64
 import io
@@ -12,24 +12,24 @@ from PIL import Image
 from showattend.attention.figures import AMBER, lights
 from showattend.attention.maps import AttendedCaption
 
-from .uploads import read_photo
+from .uploads import read_image
 
-PHOTO_SIDE = 1280  # pixels, along the longer side
+IMAGE_SIDE = 1280  # pixels, along the longer side
 EXAMPLE_SIDE = 320
 SHADE_SIDE = 48  # the browser stretches it smoothly
 NIGHT = (12, 10, 8)
 
 
-def photo_html(photo: Image.Image) -> str:
-    """The photo, and above it the layer that a word's attention shades. The captions are its text for the blind."""
+def image_html(image: Image.Image) -> str:
+    """The image under a layer that a word's attention shades. Screen readers take the captions as its text."""
     return (
-        f'<div class="frame" style="--ratio: {photo.width / photo.height:.4f}">'
-        f'<img src="{_jpeg(photo, PHOTO_SIDE)}" alt="Your photo" aria-labelledby="told"><div class="shade"></div></div>'
+        f'<div class="frame" style="--ratio: {image.width / image.height:.4f}">'
+        f'<img src="{_jpeg(image, IMAGE_SIDE)}" alt="Your photo" aria-labelledby="told"><div class="shade"></div></div>'
     )
 
 
 def captions_html(captions: Sequence[AttendedCaption], growing: bool = False) -> str:
-    """Sentences of words to point at; once none is growing, a screen reader is told them as a whole."""
+    """Sentences of words to point at. Screen readers announce them once they are complete."""
     lines = []
     for number, caption in enumerate(captions, start=1):
         words = " ".join(
@@ -49,10 +49,10 @@ def captions_html(captions: Sequence[AttendedCaption], growing: bool = False) ->
 
 
 def examples_html(examples: Sequence[Path]) -> str:
-    """Photos to choose from, named by their files."""
+    """Images to choose from, named by their files."""
     buttons = (
         f'<button type="button" data-number="{number}">'
-        f'<img src="{_jpeg(read_photo(path), EXAMPLE_SIDE)}" alt="Example photo: {escape(path.stem)}"></button>'
+        f'<img src="{_jpeg(read_image(path), EXAMPLE_SIDE)}" alt="Example photo: {escape(path.stem)}"></button>'
         for number, path in enumerate(examples)
     )
     return f"<p>Or try one of these</p>{''.join(buttons)}"
@@ -69,7 +69,7 @@ def _small_lights(caption: AttendedCaption) -> np.ndarray:
 
 
 def _shade(light: np.ndarray) -> str:
-    """What lies above the photo when a word is pointed at: night where it did not look, a warm glow where it did."""
+    """The layer above the image when a word is pointed at: dark where the network did not look, amber where it did."""
     share = light[..., None]  # (height, width, 1)
     colour = share * np.array(AMBER) + (1 - share) * np.array(NIGHT)
     alpha = 255 * (0.1 * share + 0.8 * (1 - share))
@@ -78,8 +78,8 @@ def _shade(light: np.ndarray) -> str:
     return _data_uri("png", file)
 
 
-def _jpeg(photo: Image.Image, longest: int) -> str:
-    shown = photo.copy()
+def _jpeg(image: Image.Image, longest: int) -> str:
+    shown = image.copy()
     shown.thumbnail((longest, longest))
     file = io.BytesIO()
     shown.save(file, "JPEG", quality=85)

@@ -171,7 +171,7 @@ def broken_files(folder: Path) -> dict[str, Path]:
 def test_a_broken_file_is_refused_without_telling_its_path(tmp_path: Path) -> None:
     for reason, path in broken_files(tmp_path).items():
         with pytest.raises(OSError, match=reason) as error:
-            uploads.read_photo(path)
+            uploads.read_image(path)
         assert str(tmp_path) not in str(error.value)
 
 
@@ -180,7 +180,7 @@ def test_the_pixels_are_counted_before_they_are_read(tmp_path: Path, monkeypatch
     monkeypatch.setattr(uploads, "load_image", lambda *_: pytest.fail("it was decoded"))
     monkeypatch.setattr(uploads, "MAX_PIXELS", 96 * 64 - 1)
     with pytest.raises(OSError, match="too large"):
-        uploads.read_photo(tmp_path / "photo.png")
+        uploads.read_image(tmp_path / "photo.png")
 
 
 # The server
