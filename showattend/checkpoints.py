@@ -1,5 +1,7 @@
 """Loads a trained captioner."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,23 @@ DAMAGED = (
 )  # fmt: skip
 
 
+@contextmanager
+def loading(checkpoint: str | Path) -> Iterator[None]:
+    """Raise one OSError for whatever a missing or damaged checkpoint makes transformers raise."""
+    if not Path(checkpoint).is_dir() and (Path(checkpoint).is_absolute() or str(checkpoint).count("/") != 1):
+        raise FileNotFoundError(f"There is no checkpoint folder {checkpoint}.")
+    try:
+        yield
+    except Exception as error:
+        # On a damaged tokenizer.json, tokenizers raises the bare class.
+        if type(error) is not Exception and not isinstance(error, DAMAGED):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        local = Path(checkpoint).is_dir()
+        failure = "holds no captioner that can be loaded" if local else "could not be loaded from the Hub"
+        raise OSError(f"{checkpoint} {failure}: {reason}") from error
+
+
 def load_captioner(
     checkpoint: str | Path, dtype: torch.dtype = torch.float32, **config: Any
 ) -> tuple[ShowAttendForConditionalGeneration, ShowAttendProcessor]:
@@ -31,9 +50,7 @@ def load_captioner(
     Raises:
         OSError: If there is no captioner, or it is damaged.
     """
-    if not Path(checkpoint).is_dir() and (Path(checkpoint).is_absolute() or str(checkpoint).count("/") != 1):
-        raise FileNotFoundError(f"There is no checkpoint folder {checkpoint}.")
-    try:
+    with loading(checkpoint):
         model, report = ShowAttendForConditionalGeneration.from_pretrained(
             checkpoint, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **config
         )
@@ -42,14 +59,6 @@ def load_captioner(
             raise ValueError(f"its weights are not those of its config, which differ in {', '.join(odd[:3])}.")
         # Without trust_remote_code=False, transformers may ask on the terminal whether to run the folder's code.
         processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=False)
-    except Exception as error:
-        # On a damaged tokenizer.json, tokenizers raises the bare class.
-        if type(error) is not Exception and not isinstance(error, DAMAGED):
-            raise
-        reason = " ".join(str(error).split())[:300]
-        local = Path(checkpoint).is_dir()
-        failure = "holds no captioner that can be loaded" if local else "could not be loaded from the Hub"
-        raise OSError(f"{checkpoint} {failure}: {reason}") from error
     if not isinstance(processor, ShowAttendProcessor):
         raise OSError(f"{checkpoint} holds no captioner but a {type(processor).__name__}.")
     return model.eval(), processor

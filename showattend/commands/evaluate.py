@@ -8,7 +8,7 @@ from showattend.command_line import CommandParser, add_search, given, whole_numb
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = CommandParser("evaluate", "Caption a split of a dataset and score the captions.")
+    parser = CommandParser("evaluate", "Score any captioner of transformers, or captions.")
     source = parser.add_mutually_exclusive_group()
     parser.add_checkpoint(source)
     source.add_argument(
@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     generation = parser.add_argument_group("how a checkpoint generates")
     generation.add_argument("--batch-size", metavar="N", type=whole_number(1), help="images at a time; default: 32")
+    generation.add_argument("--prompt", metavar="TEXT", help="given with every image; the caption is scored without it")
     add_search(generation)
     generation.add_argument(
         "--generation", metavar="JSON", type=json.loads, help="more settings: '{\"no_repeat_ngram_size\": 3}'"
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         **given(options, "image_column", "caption_column"),
     }
     if options.captions:
-        for name in (*search, *given(options, "batch_size", "generation", "model_card")):
+        for name in (*search, *given(options, "batch_size", "prompt", "generation", "model_card")):
             parser.error(f"--{name.replace('_', '-')} is for a checkpoint, and --captions takes none")
         with parser.reporting(2):
             from showattend.evaluation.scoring import evaluate_captions, summary
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         figures = evaluate_checkpoint(
             options.checkpoint,
             **shared,
-            **given(options, "batch_size"),
+            **given(options, "batch_size", "prompt"),
             **search,
             **(options.generation or {}),
         )

@@ -11,11 +11,10 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
-from modeling_showattend.processing_showattend import ShowAttendProcessor
-from showattend.checkpoints import load_captioner
 from showattend.data.batches import ImageInputs, Item, collate
 from showattend.generation import generation_config
 
+from .captioners import load_any_captioner
 from .scoring import check_output_dir, describe_data, load_split, write_figures
 
 
@@ -46,8 +45,8 @@ def validation_loss(
 
 @torch.inference_mode()
 def caption_images(
-    model: ShowAttendForConditionalGeneration,
-    processor: ShowAttendProcessor,
+    model: Any,
+    processor: Any,
     image_ids: Sequence[str],
     inputs_of: Callable[[Sequence[int]], Mapping[str, torch.Tensor]],
     accelerator: Accelerator,
@@ -57,6 +56,8 @@ def caption_images(
     """Caption images, divided among the processes.
 
     Args:
+        model: Has `generate`.
+        processor: Has `batch_decode`.
         image_ids: The images' ids; a row is a place in this list.
         inputs_of: Maps rows to the inputs of `generate`: pixel_values or image_features.
         generation: Settings of `generate`.
@@ -89,12 +90,13 @@ def evaluate_checkpoint(
     image_column: str | None = None,
     caption_column: str | None = None,
     compare: str | Path | None = None,
+    prompt: str | None = None,
     **generation: Any,
 ) -> dict[str, Any]:
     """Caption a split and score the captions; `accelerate launch` divides the images among processes.
 
     Args:
-        checkpoint: A captioner's folder or Hub id.
+        checkpoint: Any captioner's folder or Hub id; with `prompt`, as in [`load_any_captioner`].
         dataset: As in [`load_captions`], as are `image_column` and `caption_column`.
         output_dir: As in [`write_figures`].
         compare: As in [`write_figures`].
@@ -105,12 +107,12 @@ def evaluate_checkpoint(
         main one.
 
     Raises:
-        ValueError: If the dataset lacks the split.
+        ValueError: If the dataset lacks the split, or a setting or the prompt does not fit the captioner.
         OSError: If the checkpoint or the dataset cannot be read, or the folder cannot be written.
     """
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     check_output_dir(output_dir)
-    model, processor = load_captioner(checkpoint)
+    model, processor = load_any_captioner(checkpoint, prompt)
     model.to(accelerator.device)
     # The figures must say how the captions were decoded, so the checkpoint's defaults are spelt out.
     settings = generation_config(model.generation_config, **generation)
@@ -122,12 +124,14 @@ def evaluate_checkpoint(
         model,
         processor,
         images["image_id"],
-        lambda rows: {"pixel_values": processor(images=images[rows]["image"], return_tensors="pt")["pixel_values"]},
+        lambda rows: processor(images=images[rows]["image"], return_tensors="pt"),
         accelerator,
         batch_size=batch_size,
         **generation,
     )
     if not accelerator.is_main_process:
         return {}
+    if prompt is not None:
+        generation["prompt"] = prompt
     described = {"checkpoint": checkpoint, **describe_data(dataset, split), "generation": generation}
     return write_figures(described, captions, images, output_dir, compare)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from modeling_showattend.configuration_showattend import ShowAttendConfig
 
@@ -134,13 +134,16 @@ def add_evaluation(path: str | Path, figures: dict[str, Any]) -> None:
         figures: What [`evaluate_checkpoint`] returned.
 
     Raises:
-        ValueError: If the card's metadata is invalid.
+        ValueError: If the card's metadata is invalid, or there is no card of another architecture's checkpoint.
         OSError: If the card cannot be read or written.
     """
     path = Path(path)
     if not path.exists():
         checkpoint = figures["checkpoint"]
-        path.write_text(new_card(ShowAttendConfig.from_pretrained(checkpoint), f"USER/{Path(checkpoint).name}"))
+        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+        if not isinstance(config, ShowAttendConfig):
+            raise ValueError(f"There is no card {path}, and none is made for a {config.model_type} model.")
+        path.write_text(new_card(config, f"USER/{Path(checkpoint).name}"))
     text = path.read_text()
     new = eval_results(figures)
 
