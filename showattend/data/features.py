@@ -23,13 +23,15 @@ from tqdm.auto import tqdm
 from modeling_showattend.image_processing_showattend import ShowAttendImageProcessor, load_image
 from modeling_showattend.modeling_showattend import ShowAttendEncoder
 
+from .images import digest_of, image_bytes
+
 FLIPPED = "-flipped"
 
 
 def image_digests(images: Dataset) -> list[str]:
     """A digest of each image's bytes, in the order of the dataset's `image` column."""
     return [
-        hashlib.blake2b(source["bytes"] or Path(source["path"]).read_bytes(), digest_size=16).hexdigest()
+        digest_of(image_bytes(source))
         for source in images.select_columns("image").cast_column("image", Image(decode=False))["image"]
     ]
 

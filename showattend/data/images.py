@@ -5,10 +5,11 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any
 
 import datasets
+from datasets.utils.file_utils import xopen
 from PIL import ExifTags, Image, ImageOps
 from tqdm.auto import tqdm
 
@@ -45,9 +46,33 @@ def check(source: dict[str, Any] | None) -> tuple[str, str]:
     """The fault of an undecoded image, as in [`file_faults`], and a digest of its bytes (of a file, its path)."""
     if not source or (source["bytes"] is None and not source["path"]):
         return NOT_FOUND, ""
-    if source["bytes"] is None:
+    if source["bytes"] is None and "://" not in source["path"]:
         return _file_fault(source["path"]), source["path"]
-    return _fault(BytesIO(source["bytes"])), hashlib.blake2b(source["bytes"], digest_size=16).hexdigest()
+    try:
+        content = image_bytes(source)
+    except FileNotFoundError:
+        return NOT_FOUND, source["path"]
+    except OSError as error:
+        return error.strerror or str(error), source["path"]
+    return _fault(BytesIO(content)), digest_of(content)
+
+
+def image_bytes(source: dict[str, Any]) -> bytes:
+    """The bytes of an undecoded image, from wherever they lie: the dataset, a file, an archive or the Hub."""
+    if source["bytes"] is not None:
+        return source["bytes"]
+    with xopen(source["path"], "rb") as file:
+        return file.read()
+
+
+def image_name(source: dict[str, Any] | None) -> str | None:
+    """The file name of an undecoded image, if it has one: a.jpg of zip://train/a.jpg::data.zip."""
+    path = source and source["path"]
+    return PurePath(path.split("::")[0]).name if path else None
+
+
+def digest_of(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _file_fault(path: str) -> str:

@@ -13,7 +13,7 @@ import torch
 from modeling_showattend.image_processing_showattend import ShowAttendImageProcessor
 
 from .batches import POOL, Batch, Epoch, collate, make_items
-from .images import check
+from .images import check, image_bytes, image_name
 from .layouts import EXPECTED, hub
 from .layouts.columns import Columns, texts_of
 from .pixels import PixelLoader
@@ -90,7 +90,9 @@ def _usable(
 def _read(row: dict[str, Any], source: str, columns: Columns) -> dict[str, Any]:
     image = row[columns.image]
     fault, digest = check(image)
-    name = Path((image or {}).get("path") or digest).name
+    name = image_name(image) or digest
+    if not fault and image["bytes"] is None:  # of a file in an archive or on the Hub, which is to be read once
+        image = {"path": image["path"], "bytes": image_bytes(image)}
     texts = [text for column in columns.captions for text in texts_of(row[column])]
     captions = [text.strip() for text in texts if text and text.strip()]
     if fault or not captions:

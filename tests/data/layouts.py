@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -136,6 +137,14 @@ def webdataset(folder: Path) -> None:
                     tar.addfile(member, io.BytesIO(content))
 
 
+def zipped(folder: Path) -> None:
+    """Image folders in archives, as many datasets on the Hub are."""
+    imagefolder_jsonl(folder / "unpacked")
+    for split in SHORT:
+        shutil.make_archive(str(folder / split), "zip", folder / "unpacked" / split)
+    shutil.rmtree(folder / "unpacked")
+
+
 def saved(folder: Path) -> None:
     """By `save_to_disk`, with columns of other names."""
     parts = {}
@@ -150,7 +159,7 @@ def saved(folder: Path) -> None:
 
 WITH_SPLITS: list[Callable[[Path], None]] = [
     *(karpathy, coco, coco_2014, flickr30k_annotations, imagefolder_jsonl, imagefolder_csv),
-    *(json_lines, json_list, parquet, webdataset, saved),
+    *(json_lines, json_list, parquet, webdataset, zipped, saved),
 ]
 
 

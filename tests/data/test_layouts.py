@@ -265,3 +265,11 @@ def test_a_thousand_rows_with_every_fault(tmp_path: Path, name: str, caplog: pyt
     assert texts >= {f"caption {n}" for n in range(1000)}
     summary = caplog.records[-1].getMessage().split("left out: ")[1]
     assert dict(part.rsplit(": ", 1) for part in summary.split("; ")) == {k: str(n) for k, n in expected.items()}
+
+
+@pytest.mark.parametrize("name", ["data.parquet", "data.tar", "data.zip", "empty.tar"])
+def test_damaged_data_files_are_one_sentence(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"nonsense" if name != "empty.tar" else bytes(10240))
+    with pytest.raises(OSError, match=r"^cannot load '.*' with datasets \(.*\); expected a folder with") as error:
+        load_captions(tmp_path)
+    assert "\n" not in str(error.value)

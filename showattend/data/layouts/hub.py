@@ -1,12 +1,15 @@
 """Whatever the library `datasets` loads, from the Hub or a folder: Parquet, WebDataset, saved datasets."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
+from tarfile import TarError
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import datasets
 from datasets.exceptions import DatasetsError
 
+from ..images import image_name
 from ..problems import Problems
 from ..rows import Row, place
 from .columns import IMAGE_COLUMNS, TEXT_KEYS, Columns, find_captions, find_column, texts_of
@@ -15,7 +18,11 @@ from .image_files import ImageFiles
 # That say which image a row shows; numbers in them count within a split.
 ID_COLUMNS = ("image_id", "img_id", "imgid", "cocoid", "filename", "file_name")
 NO_CAPTION_COLUMNS = (*ID_COLUMNS, "id", "split", "url", "__key__", "__url__")
-LOAD_ERRORS = (OSError, ValueError, RuntimeError, DatasetsError)
+# What the readers of its formats raise for files that are damaged or of another kind.
+LOAD_ERRORS = (
+    *(OSError, ValueError, RuntimeError, LookupError, TypeError, EOFError),
+    *(DatasetsError, TarError, BadZipFile),
+)
 
 
 class Table(NamedTuple):
@@ -169,8 +176,7 @@ def _names(table: Table, images: Sequence[int]) -> list[str]:
     firsts = sorted(set(images))
     for column in (*ID_COLUMNS, "image"):
         if column == "image":
-            paths = (source and source["path"] for source in table.images["image"])
-            names = [path and PurePath(path).name for path in paths]
+            names = [image_name(source) for source in table.images["image"]]
         elif column in table.others.column_names:
             names = list(table.others[column])
         else:
