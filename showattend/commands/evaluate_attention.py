@@ -13,7 +13,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "Measure how far the log probability of a caption's nouns falls when the cells they looked at are covered.",
     )
     parser.add_checkpoint()
-    parser.add_argument("--dataset", required=True, help="folder or Hub id")
+    parser.add_dataset()
     parser.add_argument("--output-dir", type=Path, required=True, help="for figures.json and curve.png")
     parser.add_argument("--split", default="validation", choices=["train", "validation", "test"])
     parser.add_argument("--max-images", metavar="N", type=whole_number(1), help="only the first N images")
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.output_dir.mkdir(parents=True, exist_ok=True)
         model, processor = load_captioner(options.checkpoint)
         model.to(best_device())  # type: ignore[arg-type]
-        splits = load_captions(options.dataset)
+        splits = load_captions(options.dataset, **given(options, "image_column", "caption_column"))
         if options.split not in splits:
             raise ValueError(f"{options.dataset} has no {options.split} split: it has {', '.join(splits)}.")
         rows = splits[options.split]
