@@ -32,6 +32,10 @@ class ShowAttendConfig(PreTrainedConfig):
             step (beta in section 4.2.1 of Xu et al., 2015).
         deep_output: Predict the word from the state, the context and the word before (equation 7 of the paper)
             and not from the state alone.
+        attention_type: `soft` reads the expected context, the sum of the grid under the attention's weights. `hard`
+            looks at one position at each step of training, drawn from the weights (section 4.1 of the paper).
+        likeliest_position: With hard attention in eval mode, look at the position with the largest weight instead of
+            reading the expected context.
         doubly_stochastic_penalty: Weight (lambda in equation 14 of the paper) of the penalty that asks each
             caption to look at every position of the grid equally much in total. 0 leaves it out.
         label_smoothing: Share of the target probability that is spread evenly over the vocabulary in training.
@@ -40,7 +44,8 @@ class ShowAttendConfig(PreTrainedConfig):
         eos_token_id: `[SEP]` of the tokenizer, with which every caption ends.
 
     Raises:
-        ValueError: If `encoder_name` is unknown, `encoder_dim` does not fit it, or a number is out of range.
+        ValueError: If `encoder_name` or `attention_type` is unknown, `encoder_dim` does not fit, or a number is out of
+            range.
     """
 
     model_type = "showattend"
@@ -58,6 +63,8 @@ class ShowAttendConfig(PreTrainedConfig):
     vocab_size: int = 30522
     context_gate: bool = False
     deep_output: bool = False
+    attention_type: str = "soft"
+    likeliest_position: bool = False
     doubly_stochastic_penalty: float | int = 0.0
     label_smoothing: float | int = 0.0
     pad_token_id: int = 0
@@ -76,6 +83,10 @@ class ShowAttendConfig(PreTrainedConfig):
                 f"encoder_dim={encoder_dim} does not fit {self.encoder_name}, whose features have {self.encoder_dim} "
                 "channels: leave encoder_dim out."
             )
+        if self.attention_type not in ("soft", "hard"):
+            raise ValueError(f"attention_type={self.attention_type!r} is unknown: it is soft or hard.")
+        if self.likeliest_position and self.attention_type == "soft":
+            raise ValueError("likeliest_position=True needs attention_type='hard': soft attention has no position.")
         if self.finetune_last_stages not in range(5):
             stages = self.finetune_last_stages
             raise ValueError(f"finetune_last_stages={stages} is not one of 0 (none) to 4 (all stages).")

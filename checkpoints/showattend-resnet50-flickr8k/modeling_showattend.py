@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     # Not run: transformers copies the files that this one names in an import, so the pipeline's travels along.
     from .pipeline_showattend import ImageCaptioningPipeline  # noqa: F401
 
+# Hard attention in training. The numbers are those of the paper's authors (section 4.1 and their code).
+EXPECTED_SHARE = 0.5  # of the images, whose captions read the expected context
+ENTROPY_WEIGHT = 0.002
+BASELINE_DECAY = 0.9
+
 
 class ShowAttendEncoder(nn.Module):
     """A torchvision ResNet without its pooling and classifier: images in, a grid of features out."""
@@ -126,27 +131,42 @@ class ShowAttendAttention(nn.Module):
 
     def __init__(self, config: ShowAttendConfig) -> None:
         super().__init__()
+        self.config = config
         self.W = nn.Linear(config.decoder_dim, config.attention_dim)
         self.U = nn.Linear(config.encoder_dim, config.attention_dim)
         self.A = nn.Linear(config.attention_dim, 1)
 
-    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, drawn: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Look at every image once for each of its captions.
 
         Args:
             query: W(h), (captions, attention_dim). An image's captions stand together, equally many for each.
             key: U(features), (images, positions, attention_dim).
             value: What is summed, (images, positions, channels).
+            drawn: With hard attention in training, whether an image's captions look at a position drawn from the
+                weights or read the expected context, bool (images,).
 
         Returns:
-            The context (captions, channels) and the weights that made it, (captions, positions).
+            The context (captions, channels), the weights, (captions, positions), and if `drawn` is given, 1 at the
+            position that a caption looked at and 0 elsewhere, (captions, positions).
         """
         images, positions, _ = value.shape
         query = query.view(images, -1, 1, query.shape[-1])  # (images, captions of each, 1, attention_dim)
         scores = self.A(torch.tanh(key.unsqueeze(1) + query)).squeeze(-1)  # (images, captions of each, positions)
         weights = scores.softmax(dim=-1)
-        context = weights.to(value.dtype) @ value  # (images, captions of each, channels)
-        return context.flatten(0, 1), weights.reshape(-1, positions)
+        looks, choice = weights, None
+        if drawn is not None:
+            position = torch.multinomial(weights.detach().float().flatten(0, 1), 1).view(*weights.shape[:2], 1)
+            drawn = drawn.view(-1, 1, 1)
+            choice = torch.zeros_like(weights).scatter(-1, position, 1) * drawn
+            looks = torch.where(drawn, choice, weights)
+        elif self.config.likeliest_position and not self.training:
+            looks = torch.zeros_like(weights).scatter(-1, weights.argmax(dim=-1, keepdim=True), 1)
+        context = looks.to(value.dtype) @ value  # (images, captions of each, channels)
+        choice = None if choice is None else choice.reshape(-1, positions)
+        return context.flatten(0, 1), weights.reshape(-1, positions), choice
 
 
 class ImageMemory(NamedTuple):
@@ -155,6 +175,7 @@ class ImageMemory(NamedTuple):
     key: torch.Tensor  # U(features), (images, positions, attention_dim)
     value: torch.Tensor  # the features, (images, positions, encoder_dim), or what `project` makes of them
     projected: bool  # which of the two `value` is
+    drawn: torch.Tensor | None = None  # (images,): as [`ShowAttendAttention`] takes it
 
 
 State = tuple[torch.Tensor, torch.Tensor]  # h and c, (captions, decoder_dim) each
@@ -166,6 +187,8 @@ class ShowAttendDecoder(nn.Module):
     [`start`] computes what depends on the image alone, and [`unroll`] makes steps from there: all of a caption at once
     in training, one after the other in generation and in an exported graph.
     """
+
+    baseline: torch.Tensor  # of hard attention: a moving average of a token's log likelihood, 0 before the first batch
 
     def __init__(self, config: ShowAttendConfig) -> None:
         super().__init__()
@@ -182,10 +205,12 @@ class ShowAttendDecoder(nn.Module):
             self.output_z = nn.Linear(config.encoder_dim, config.embed_size, bias=False)
         self.fcn = nn.Linear(config.embed_size if config.deep_output else config.decoder_dim, config.vocab_size)
         self.drop = nn.Dropout(config.dropout)
+        if config.attention_type == "hard":
+            self.register_buffer("baseline", torch.zeros(()))
 
     def forward(
         self, features: torch.Tensor, input_ids: torch.Tensor, cache: "ShowAttendCache | None" = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Run the LSTM over `input_ids`, from the cache's state if it has one, and leave the last state there.
 
         Args:
@@ -194,7 +219,8 @@ class ShowAttendDecoder(nn.Module):
             cache: Carries the memory and the state from one call of `generate`'s loop to the next.
 
         Returns:
-            What the output layer reads, (captions, steps, units), and the attention, (captions, steps, positions).
+            What the output layer reads, (captions, steps, units), the attention, (captions, steps, positions), and with
+            hard attention in training the positions that were drawn, likewise.
         """
         images, captions = features.shape[0], input_ids.shape[0]  # not len(), which an exported graph would fix
         if images == 0 or captions % images:
@@ -208,10 +234,10 @@ class ShowAttendDecoder(nn.Module):
                 )
         else:
             memory, state = self.start(features, captions // images, project=cache is not None)
-        outputs, attentions, state = self.unroll(input_ids, memory, state)
+        outputs, attentions, choices, state = self.unroll(input_ids, memory, state)
         if cache is not None:
             cache.remember(memory, state, input_ids.shape[1])
-        return outputs, attentions
+        return outputs, attentions, choices
 
     def start(self, features: torch.Tensor, captions: int = 1, project: bool = False) -> tuple[ImageMemory, State]:
         """The memory of the images, and the state from which their captions begin.
@@ -234,11 +260,14 @@ class ShowAttendDecoder(nn.Module):
         project = project and is_plain(self.lstm_cell, nn.LSTMCell)
         project = project and (not self.config.deep_output or is_plain(self.output_z, nn.Linear))
         value = self.project(features) if project else features
-        return ImageMemory(self.attention.U(features), value, project), (self.init_h(mean), self.init_c(mean))
+        drawn = None
+        if self.training and self.config.attention_type == "hard":
+            drawn = torch.rand(features.shape[0], device=features.device) >= EXPECTED_SHARE
+        return ImageMemory(self.attention.U(features), value, project, drawn), (self.init_h(mean), self.init_c(mean))
 
     def unroll(
         self, input_ids: torch.Tensor, memory: ImageMemory, state: State
-    ) -> tuple[torch.Tensor, torch.Tensor, State]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, State]:
         """One step for each token.
 
         Args:
@@ -247,8 +276,8 @@ class ShowAttendDecoder(nn.Module):
             state: h and c, (captions, decoder_dim) each.
 
         Returns:
-            What the output layer reads, (captions, steps, units), the attention, (captions, steps, positions), and the
-            state after the last step.
+            What the output layer reads, (captions, steps, units), the attention, (captions, steps, positions), the
+            positions that were drawn, likewise, if the memory says so, and the state after the last step.
         """
         words = self.embedding(input_ids)  # (captions, steps, embed_size)
         if self.training and self.config.word_dropout:
@@ -263,19 +292,21 @@ class ShowAttendDecoder(nn.Module):
             query = recurrent_linear(self.attention.W.weight, self.attention.W.bias)
         inputs = cell.read(words)
 
-        states, contexts, attentions = [], [], []
+        states, contexts, attentions, choices = [], [], [], []
         for step in range(input_ids.shape[1]):
-            state, context, attention = self.step(inputs[:, step], memory, state, query, cell)
+            state, context, attention, choice = self.step(inputs[:, step], memory, state, query, cell)
             states.append(state[0])
             contexts.append(context)
             attentions.append(attention)
+            if choice is not None:
+                choices.append(choice)
 
         outputs = torch.stack(states, dim=1)  # (captions, steps, decoder_dim)
         if self.config.deep_output:
             context = torch.stack(contexts, dim=1)
             context = context[..., 4 * self.config.decoder_dim :] if memory.projected else self.output_z(context)
             outputs = torch.tanh(words + self.output_h(self.drop(outputs)) + context)
-        return outputs, torch.stack(attentions, dim=1), state
+        return outputs, torch.stack(attentions, dim=1), torch.stack(choices, dim=1) if choices else None, state
 
     def step(
         self,
@@ -284,7 +315,7 @@ class ShowAttendDecoder(nn.Module):
         state: State,
         query: Callable[[torch.Tensor], torch.Tensor],
         cell: "_SplitCell | _WholeCell",
-    ) -> tuple[State, torch.Tensor, torch.Tensor]:
+    ) -> tuple[State, torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Look at the image and read a token.
 
         Args:
@@ -292,12 +323,13 @@ class ShowAttendDecoder(nn.Module):
             query: W, and `cell` the LSTM cell, in the forms that [`unroll`] gives them.
 
         Returns:
-            The new state, the context, (captions, channels), and the attention, (captions, positions).
+            The new state, the context, (captions, channels), the attention, (captions, positions), and the position
+            that was drawn, likewise, if the memory says so.
         """
-        context, attention = self.attention(query(state[0]), memory.key, memory.value)
+        context, attention, choice = self.attention(query(state[0]), memory.key, memory.value, memory.drawn)
         if self.config.context_gate:
             context = torch.sigmoid(self.f_beta(state[0])) * context
-        return cell(word, context, state), context, attention
+        return cell(word, context, state), context, attention, choice
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
         """What each position contributes to the gates and the output: attention's sum of these is that of its sum.
@@ -472,6 +504,9 @@ class ShowAttendPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["ShowAttendEncoder", "ShowAttendDecoder"]
     # An LSTM cannot take a step back, as assisted generation does where a guess was wrong: `generate` then refuses it.
     _is_stateful = True
+    # Hard attention goes on from weights of soft attention, and the other way round.
+    _keys_to_ignore_on_load_missing = [r"decoder\.baseline"]
+    _keys_to_ignore_on_load_unexpected = [r"decoder\.baseline"]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -498,6 +533,9 @@ class ShowAttendPreTrainedModel(PreTrainedModel):
         # which were loaded stay. A BatchNorm writes its statistics in place, and is left to transformers.
         if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding | nn.LSTMCell):
             module.reset_parameters()
+        elif isinstance(module, ShowAttendDecoder):
+            if self.config.attention_type == "hard":
+                nn.init.zeros_(module.baseline)
         else:
             super()._init_weights(module)
 
@@ -591,7 +629,7 @@ class ShowAttendForConditionalGeneration(ShowAttendPreTrainedModel, ShowAttendGe
         if use_cache and state is None:
             state = ShowAttendCache()
 
-        outputs, attentions = self.decoder(features, decoder_input_ids, state)
+        outputs, attentions, choices = self.decoder(features, decoder_input_ids, state)
         outputs = self.decoder.drop(outputs)
 
         if skip_logits is None:
@@ -602,7 +640,7 @@ class ShowAttendForConditionalGeneration(ShowAttendPreTrainedModel, ShowAttendGe
         if labels is not None:
             real = labels != -100  # (captions, steps)
             real_logits = logits[real] if logits is not None else self.decoder.fcn(outputs[real])
-            loss = self._loss(real_logits, labels[real], attentions, real, num_items_in_batch)
+            loss = self._loss(real_logits, labels[real], attentions, choices, real, num_items_in_batch)
         named_state: dict[str, Any] = {STATE: state if use_cache else None}
         return Seq2SeqLMOutput(
             loss=loss,
@@ -617,6 +655,7 @@ class ShowAttendForConditionalGeneration(ShowAttendPreTrainedModel, ShowAttendGe
         logits: torch.Tensor,  # (labels, vocab_size)
         labels: torch.Tensor,  # (labels,)
         attentions: torch.Tensor,  # (captions, steps, positions)
+        choices: torch.Tensor | None,  # (captions, steps, positions)
         real: torch.Tensor,  # (captions, steps)
         num_items_in_batch: torch.Tensor | int | None,
     ) -> torch.Tensor:
@@ -626,7 +665,38 @@ class ShowAttendForConditionalGeneration(ShowAttendPreTrainedModel, ShowAttendGe
             looks = (attentions.float() * real.unsqueeze(-1)).sum(dim=1)  # (captions, positions)
             looks = looks[real.any(dim=1)]  # an empty row of a padded batch is no caption
             loss = loss + self.config.doubly_stochastic_penalty * (1 - looks).square().sum()
+        if choices is not None:
+            log_likelihoods = -F.cross_entropy(logits.detach().float(), labels, reduction="none")
+            loss = loss - self._attention_gain(log_likelihoods, attentions.float(), choices, real)
         return loss / (num_items_in_batch if num_items_in_batch is not None else max(len(labels), 1))
+
+    def _attention_gain(
+        self,
+        log_likelihoods: torch.Tensor,  # (labels,)
+        attentions: torch.Tensor,  # (captions, steps, positions)
+        choices: torch.Tensor,  # (captions, steps, positions)
+        real: torch.Tensor,  # (captions, steps)
+    ) -> torch.Tensor:
+        """What trains the weights from which positions were drawn: the last two terms of section 4.1's learning rule.
+
+        A drawn position becomes likelier if its caption did: if its log likelihood lies above a moving average of
+        earlier batches, kept per token as captions differ in length. The second term is the entropy of the weights.
+        """
+        log_weights = attentions.clamp(min=1e-10).log()
+        log_choices = ((choices * log_weights).sum(dim=-1) * real).sum(dim=1)  # (captions,), 0 if none was drawn
+        rewards = torch.zeros_like(attentions[..., 0]).masked_scatter(real, log_likelihoods).sum(dim=1)  # (captions,)
+        lengths = real.sum(dim=1)
+        baseline = self.decoder.baseline
+        drawn = choices.flatten(1).any(dim=1) & (lengths > 0)
+        if drawn.any():
+            mean = rewards[drawn].sum() / lengths[drawn].sum()
+            earlier = torch.where(baseline == 0, mean, baseline)
+            advantages = rewards - earlier * lengths
+            baseline.copy_(BASELINE_DECAY * earlier + (1 - BASELINE_DECAY) * mean)
+        else:
+            advantages = torch.zeros_like(rewards)
+        entropies = -(attentions * log_weights).sum(dim=-1) * real
+        return (advantages.detach() * log_choices).sum() + ENTROPY_WEIGHT * entropies.sum()
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
         """Shift right: `[CLS]` and all labels but the last, (captions, steps)."""

@@ -85,7 +85,7 @@ class _DecodingStep(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         memory = ImageMemory(keys, values, projected=True)
         state = h.flatten(0, 1), c.flatten(0, 1)  # (images * captions, decoder_dim) each
-        outputs, attentions, state = self.decoder.unroll(input_ids.reshape(-1, 1), memory, state)
+        outputs, attentions, _, state = self.decoder.unroll(input_ids.reshape(-1, 1), memory, state)
         results = (self.decoder.fcn(outputs), *state, attentions)
         return tuple(result.reshape(*input_ids.shape, result.shape[-1]) for result in results)
 

@@ -94,6 +94,8 @@ def build_model(
         "label_smoothing": settings.label_smoothing,
         "finetune_last_stages": settings.finetune_last_stages,
     }
+    if settings.attention_type is not None:
+        regularisers["attention_type"] = settings.attention_type
     if settings.init_from is not None:
         return load_captioner(settings.init_from, **regularisers)
     tokenizer: BertTokenizer = load_tokenizer(settings.tokenizer)

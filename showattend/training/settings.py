@@ -87,6 +87,11 @@ class TrainingSettings:
     word_dropout: float = _setting(0.0, "Share of the words that the decoder reads which are blanked.")
     context_gate: bool = _setting(False, "Gate the context vector (section 4.2.1 of the paper).")
     deep_output: bool = _setting(False, "Predict from state, context and last word (equation 7 of the paper).")
+    attention_type: str | None = _setting(
+        None,
+        "hard: look at one position a step in training (section 4.1 of the paper); by default as `init_from`, or soft.",
+        choices=("soft", "hard"),
+    )
     doubly_stochastic_penalty: float = _setting(0.0, "Weight of the attention penalty (equation 14 of the paper).")
     label_smoothing: float = _setting(0.0, "Share of the target probability spread over the vocabulary.")
 
