@@ -33,31 +33,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from showattend.attention.occlusion import measure_occlusion
         from showattend.captioning.generate import best_device
         from showattend.checkpoints import load_captioner
-        from showattend.data.captions import load_captions
+        from showattend.evaluation.scoring import check_output_dir, describe_data, load_split
+        from showattend.generation import generation_config
 
-        options.output_dir.mkdir(parents=True, exist_ok=True)
+        check_output_dir(options.output_dir)
         model, processor = load_captioner(options.checkpoint)
         model.to(best_device())  # type: ignore[arg-type]
-        splits = load_captions(options.dataset, **given(options, "image_column", "caption_column"))
-        if options.split not in splits:
-            raise ValueError(f"{options.dataset} has no {options.split} split: it has {', '.join(splits)}.")
-        rows = splits[options.split]
-        rows = rows.select(range(min(options.max_images or len(rows), len(rows))))
-        search = given(options, "num_beams", "length_penalty", "max_length")
-        with tqdm(range(0, len(rows), options.batch_size), unit="batch") as starts:
+        search = generation_config(
+            model.generation_config, **given(options, "num_beams", "length_penalty", "max_length")
+        )
+        images = load_split(options.dataset, options.split, options.image_column, options.caption_column)
+        images = images.select(range(min(options.max_images or len(images), len(images))))
+        with tqdm(range(0, len(images), options.batch_size), unit="batch") as starts:
             measured = measure_occlusion(
                 model,
                 processor,
-                (rows[start : start + options.batch_size]["image"] for start in starts),
+                (images[start : start + options.batch_size]["image"] for start in starts),
                 options.num_cells,
                 cover_pixels=options.cover_pixels,
-                **search,
+                generation_config=search,
             )
         figures = {
             "checkpoint": options.checkpoint,
-            "dataset": Path(options.dataset).resolve().name if Path(options.dataset).exists() else options.dataset,
-            "split": options.split,
-            "generation": {"num_beams": model.generation_config.num_beams or 1} | search,
+            **describe_data(options.dataset, options.split),
+            "generation": {name: getattr(search, name) for name in ("num_beams", "no_repeat_ngram_size")},
             "covered": "pixels" if options.cover_pixels else "features",
             **measured.summary(),
         }

@@ -1,4 +1,4 @@
-"""Show where the captioner looked: `showattend visualize-attention PHOTO --output FIGURE.{png,svg,gif}`."""
+"""Draw where the captioner looked: `showattend visualize-attention IMAGE --output FIGURE.{png,svg,gif}`."""
 
 import os
 from collections.abc import Sequence
@@ -10,17 +10,17 @@ from showattend.command_line import CommandParser, given, whole_number
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = CommandParser(
         "visualize-attention",
-        "Caption a photo and draw where the network looked before every word.",
-        epilog="PNG and SVG: the photo, then a panel a word. GIF: a frame a word, marked in the caption below.",
+        "Caption an image and draw where the network looked before every word.",
+        epilog="PNG and SVG: the image, then a panel a word. GIF: a frame a word, marked in the caption below.",
     )
-    parser.add_argument("photo", metavar="PHOTO", help="file or URL")
-    parser.add_argument("--output", type=Path, help="ends in .png, .svg or .gif; default: PHOTO-attention.png, here")
+    parser.add_argument("image", metavar="IMAGE", help="file or URL")
+    parser.add_argument("--output", type=Path, help="ends in .png, .svg or .gif; default: IMAGE-attention.png, here")
     parser.add_checkpoint()
     parser.add_argument(
         "--num-beams", metavar="N", type=whole_number(1), help="1: greedy search; default: the checkpoint's"
     )
     options = parser.parse_args(arguments)
-    output = options.output or Path(f"{Path(options.photo.split('?')[0]).stem}-attention.png")
+    output = options.output or Path(f"{Path(options.image.split('?')[0]).stem}-attention.png")
     with parser.reporting(2):
         from transformers.utils import logging
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not os.access(output.parent, os.W_OK):
             raise OSError(f"--output {output}: {output.parent} is no folder that can be written to.")
         logging.disable_progress_bar()
-        image = load_image(options.photo)
+        image = load_image(options.image)
         model, processor = load_captioner(options.checkpoint)
         attended = attend(model, processor, image, **given(options, "num_beams"))
         draw_attention(image, attended, output)
