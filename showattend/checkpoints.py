@@ -1,5 +1,6 @@
 """Loads a trained captioner."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoProcessor
+from transformers.utils import cached_file
 
 from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
 from modeling_showattend.processing_showattend import ShowAttendProcessor
@@ -62,3 +64,10 @@ def load_captioner(
     if not isinstance(processor, ShowAttendProcessor):
         raise OSError(f"{checkpoint} holds no captioner but a {type(processor).__name__}.")
     return model.eval(), processor
+
+
+def weights_digest(checkpoint: str | Path) -> str:
+    """The SHA-256 of a captioner's `model.safetensors`: it says what an export was made from."""
+    file = cached_file(checkpoint, "model.safetensors")
+    assert file is not None  # it would have raised OSError
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()

@@ -1,5 +1,5 @@
-// npm run build -- ONNX_FOLDER [PRECISION]: puts the page and an exported captioner into dist/, for any static server.
-// The precision is the smallest that the folder holds, unless it is named.
+// npm run build [-- ONNX_FOLDER [PRECISION]]: puts the page and an exported captioner into dist/, for any static server.
+// The captioner is the repository's, and the precision the smallest that the folder holds, unless they are named.
 
 import { cpSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
@@ -14,9 +14,9 @@ function fail(message) {
 
 const here = import.meta.dirname;
 const [given, wanted, output = join(here, "dist")] = process.argv.slice(2);
-if (!given) fail("say which captioner: npm run build -- ONNX_FOLDER [PRECISION], with a folder of scripts/export_onnx.py");
 const started = process.env.INIT_CWD ?? "."; // where npm was called: it runs scripts in the folder of package.json
-const [folder, dist] = [resolve(started, given), resolve(started, output)];
+const own = join(here, "..", "checkpoints", "showattend-resnet50-flickr8k", "onnx");
+const [folder, dist] = [given ? resolve(started, given) : own, resolve(started, output)];
 
 let settings;
 try {

@@ -1,6 +1,7 @@
-"""Export a captioner to ONNX: `showattend export-onnx CHECKPOINT OUT --calibration PHOTOS`; OUT runs without torch."""
+"""Export a captioner to ONNX: `showattend export-onnx CHECKPOINT [OUT] --calibration PHOTOS`; no torch needed then."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from showattend.command_line import CommandParser
 
@@ -10,17 +11,26 @@ PRECISIONS = ["float32", "float16", "int8"]
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = CommandParser("export-onnx", "Export a captioner to a folder that runs with ONNX Runtime alone.")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="the captioner's folder or Hub id")
-    parser.add_argument("output_dir", metavar="OUT", help="folder to write; an earlier export there is replaced")
+    parser.add_argument(
+        "output_dir",
+        metavar="OUT",
+        nargs="?",
+        help="folder to write, where an earlier export is replaced; default: CHECKPOINT/onnx, which push-to-hub takes "
+        "along and the web page is built from",
+    )
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--calibration", metavar="FOLDER", help="photos to measure int8's ranges on, train photos say")
     options = parser.parse_args(arguments)
+    if options.output_dir is None and not Path(options.checkpoint).is_dir():
+        parser.error(f"name the folder OUT to write: {options.checkpoint} is no folder that could hold it")
+    output_dir = options.output_dir or Path(options.checkpoint) / "onnx"
     with parser.reporting(2):
         from transformers.utils import logging
 
         from showattend.export.onnx_export import export_onnx
 
         logging.disable_progress_bar()
-        report = export_onnx(options.checkpoint, options.output_dir, options.precision, options.calibration)
+        report = export_onnx(options.checkpoint, output_dir, options.precision, options.calibration)
     print("Differences from torch, relative to the values:")
     for precision, figures in report.items():
         megabytes = figures.pop("megabytes")

@@ -30,7 +30,7 @@ from torch import nn
 
 from modeling_showattend.modeling_showattend import ImageMemory, ShowAttendForConditionalGeneration
 from modeling_showattend.processing_showattend import ShowAttendProcessor
-from showattend.checkpoints import load_captioner
+from showattend.checkpoints import load_captioner, weights_digest
 
 from . import onnx_captioner
 from .onnx_captioner import SETTINGS_FILE, Floats, OnnxCaptioner, preprocess, read_image
@@ -125,7 +125,7 @@ def export_onnx(
             "int8 needs a folder of photos to calibrate on: name one with --calibration, or leave int8 out."
         )
     model, processor = load_captioner(checkpoint)
-    settings = _settings(model, processor)
+    settings = _settings(model, processor) | {"weights_sha256": weights_digest(checkpoint)}
     settings["files"] = {
         precision: {part: f"{part}.{precision}.onnx" for part in ("encoder", "decoder")} for precision in precisions
     }

@@ -8,6 +8,7 @@ from huggingface_hub.utils import HfHubHTTPError, validate_repo_id
 
 import modeling_showattend
 from showattend.checkpoints import load_captioner
+from showattend.export.exported_files import exported_files
 
 from .model_card import local_links, new_card
 
@@ -39,8 +40,8 @@ def files_to_share(checkpoint: str | Path, repo_id: str) -> dict[str, Path | byt
 
     Raises:
         OSError: If there is no such folder, or it holds no captioner that can be loaded.
-        ValueError: If the repository's name is invalid, the folder is incomplete or holds a pickle, or its card links
-            to a file that is not uploaded.
+        ValueError: If the repository's name is invalid, the folder is incomplete or holds a pickle, its card links to
+            a file that is not uploaded, or the export in its `onnx/` is incomplete or of other weights.
     """
     validate_repo_id(repo_id)
     folder = Path(checkpoint)
@@ -55,6 +56,7 @@ def files_to_share(checkpoint: str | Path, repo_id: str) -> dict[str, Path | byt
     model, _ = load_captioner(folder)
     files: dict[str, Path | bytes] = {name: folder / name for name in SAVED}
     files |= {path.name: path for path in CODE}
+    files |= {path.relative_to(folder).as_posix(): path for path in exported_files(folder)}
     card = folder / "README.md"
     if not card.is_file():
         return files | {card.name: new_card(model.config, repo_id).encode()}

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_flickr import ROOT, environment, make_folder
 from transformers import BertTokenizer
 from transformers.utils import logging as transformers_logging
@@ -29,7 +31,9 @@ from modeling_showattend import (
 )
 from modeling_showattend.modeling_showattend import generated_attentions
 from showattend.checkpoints import load_captioner
+from showattend.export.exported_files import exported_files
 from showattend.export.onnx_captioner import OnnxCaptioner, preprocess, read_image
+from showattend.hub.upload import files_to_share
 
 if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(name)]:
     pytest.skip(f"the export is tested with {', '.join(missing)}: pip install them", allow_module_level=True)
@@ -532,6 +536,34 @@ def test_an_export_replaces_the_one_before(
     assert OnnxCaptioner.from_pretrained(folder, "float16")(photos[0]).token_ids
     code, _, err = run(EXPORT, export(GATED) / "checkpoint", folder / "notes.txt", "--precision=float16")
     assert (code, err) == (2, f"error: {folder}/notes.txt cannot be written: File exists.\n")
+
+
+def test_a_checkpoint_carries_the_export_of_its_own_weights(
+    export: Callable[[str], Path], traced: Callable[..., None], tmp_path: Path
+) -> None:
+    traced(export(GATED))
+    checkpoint = shutil.copytree(export(GATED) / "checkpoint", tmp_path / "checkpoint")
+    assert exported_files(checkpoint) == []
+    code, _, err = run(EXPORT, checkpoint, "--precision=float16")
+    assert (code, err) == (0, "")
+    names = {"captioner.json", "onnx_captioner.py", "encoder.float16.onnx", "decoder.float16.onnx"}
+    assert {path.relative_to(checkpoint / "onnx").as_posix() for path in exported_files(checkpoint)} == names
+    assert {f"onnx/{name}" for name in names} <= set(files_to_share(checkpoint, "me/captioner"))
+
+    graph = checkpoint / "onnx" / "decoder.float16.onnx"
+    graph.rename(tmp_path / graph.name)
+    assert "onnx has no decoder.float16.onnx: run" in one_sentence(ValueError, exported_files, checkpoint)
+    (tmp_path / graph.name).rename(graph)
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["decoder.fcn.bias"][0] += 1
+    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+    for refuse in (exported_files, partial(files_to_share, repo_id="me/captioner")):
+        error = one_sentence(ValueError, refuse, checkpoint)
+        assert error.startswith(f"{checkpoint}/onnx was exported from other weights than {checkpoint} holds: run")
+    (checkpoint / "onnx" / "captioner.json").write_text("{}")
+    assert "does not hold the settings of an export" in one_sentence(OSError, exported_files, checkpoint)
+    code, _, err = run(EXPORT, "me/captioner", "--precision=float16")
+    assert code == 2 and "name the folder OUT to write" in err
 
 
 def test_photos_that_cannot_be_read_calibrate_nothing(

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from tiny_flickr import ROOT
 
 from showattend import DEFAULT_CHECKPOINT
+from showattend.export.exported_files import exported_files
 
 CAPTION = """
 import sys
@@ -46,7 +47,7 @@ def test_light_and_complete() -> None:
     files = {
         path.relative_to(DEFAULT_CHECKPOINT): path.stat().st_size
         for path in DEFAULT_CHECKPOINT.rglob("*")
-        if path.is_file()
+        if path.is_file() and "onnx" not in path.relative_to(DEFAULT_CHECKPOINT).parts
     }
     assert sum(files.values()) < 99_000_000
     with safe_open(DEFAULT_CHECKPOINT / "model.safetensors", "pt") as weights:
@@ -60,3 +61,38 @@ def test_light_and_complete() -> None:
 def test_code_is_the_packages(code: str) -> None:
     ours = (ROOT / "modeling_showattend" / code).read_text()
     assert (DEFAULT_CHECKPOINT / code).read_text() == ours, f"{code} in checkpoints/ is stale: make copy-code"
+
+
+# --- its export ---
+
+
+@pytest.fixture
+def exported() -> list[Path]:
+    files = exported_files(DEFAULT_CHECKPOINT)
+    if not files:
+        pytest.skip(f"{DEFAULT_CHECKPOINT}/onnx is not there yet: showattend export-onnx makes it")
+    return files
+
+
+def test_its_export_is_of_its_weights(exported: list[Path]) -> None:
+    """`exported_files` refuses an export of other weights; this is about the rest of it."""
+    assert sum(path.stat().st_size for path in exported) < 45_000_000
+    [script] = [path for path in exported if path.name == "onnx_captioner.py"]
+    assert script.read_text() == (ROOT / "showattend" / "export" / script.name).read_text()
+    precisions = json.loads((DEFAULT_CHECKPOINT / "onnx" / "captioner.json").read_text())["files"]
+    assert list(precisions) == ["int8"]
+
+
+def test_its_export_captions_without_torch(exported: list[Path], tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    code = (
+        "import runpy, sys\n"
+        "sys.modules.update(dict.fromkeys(['torch', 'transformers', 'modeling_showattend', 'showattend']))\n"
+        "del sys.argv[0]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    script, photo = DEFAULT_CHECKPOINT / "onnx" / "onnx_captioner.py", ROOT / "docs" / "photos" / "dog.webp"
+    command = [sys.executable, "-c", code, str(script), str(photo)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("a ") and " dog " in done.stdout and "[" not in done.stdout
