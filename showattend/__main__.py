@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "caption": "caption images: files, folders, URLs",
+    "caption-dataset": "caption a dataset on this machine or a Ray cluster",
     "train": "train a captioner",
     "evaluate": "score a captioner on a dataset",
     "app": "caption images in the browser",

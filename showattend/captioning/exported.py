@@ -29,6 +29,7 @@ class ExportedCaptioner:
         folder: What `showattend export-onnx` wrote.
         precision: float32, float16 or int8; None: the fastest of those in the folder.
         prefix: How every caption begins.
+        threads: To compute with; by default as many as there are cores.
         search: See [`OnnxCaptioner.search`].
 
     Raises:
@@ -38,16 +39,22 @@ class ExportedCaptioner:
     """
 
     def __init__(
-        self, folder: str | Path, precision: str | None = None, prefix: str | None = None, **search: Any
+        self,
+        folder: str | Path,
+        precision: str | None = None,
+        prefix: str | None = None,
+        threads: int | None = None,
+        **search: Any,
     ) -> None:
         for fastest in PRECISIONS if precision is None else (precision,):
             try:
-                self.captioner = OnnxCaptioner.from_pretrained(folder, fastest)
+                self.captioner = OnnxCaptioner.from_pretrained(folder, fastest, threads)
                 break
             except ValueError:  # it does not hold this one
                 if fastest == PRECISIONS[-1] or precision is not None:
                     raise
-        self.search = self.captioner.search(prefix=_token_ids(prefix or "", self.captioner.settings), **search)
+        token_ids = _token_ids(prefix, self.captioner.settings) if prefix else []
+        self.search = self.captioner.search(prefix=token_ids, **search)
 
     def read(self, source: Any) -> Floats:
         """An image of any kind that [`read_image`] reads, as `pixel_values` (3, height, width)."""
@@ -65,6 +72,8 @@ class ExportedCaptioner:
 
 def _token_ids(text: str, settings: dict[str, Any]) -> list[int]:
     """The tokens of a text, as the captioner's processor splits it."""
+    if "normalizer" not in settings:
+        raise ValueError("`prefix` needs settings that the export does not have: export the captioner again.")
     vocabulary = {token: token_id for token_id, token in enumerate(settings["vocabulary"])}
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token=settings["unk_token"]))
     tokenizer.normalizer = BertNormalizer(**settings["normalizer"])

@@ -14,6 +14,7 @@ def load(
     prefix: str | None = None,
     num_captions: int = 1,
     sample: bool = False,
+    threads: int | None = None,
     **generation: Any,
 ) -> Captioner:
     """Load a captioner and check its settings. torch is imported only for a checkpoint of torch.
@@ -25,6 +26,7 @@ def load(
         prefix: How every caption begins.
         num_captions: Of each image.
         sample: Draw the captions instead of searching for the best ones.
+        threads: To compute with; by default as many as there are cores.
         generation: `num_beams`, `length_penalty`, `max_length`, and with `sample` `temperature` and `top_p`.
 
     Raises:
@@ -38,7 +40,7 @@ def load(
                 "An exported captioner cannot `sample` captions, it searches for them: use its checkpoint."
             )
         precision = None if dtype == "auto" else dtype
-        return ExportedCaptioner(checkpoint, precision, prefix, num_captions=num_captions, **generation)
+        return ExportedCaptioner(checkpoint, precision, prefix, threads, num_captions=num_captions, **generation)
     if dtype == "int8":
         raise ValueError("`dtype` int8 is an invalid choice for a checkpoint: only exported captioners have it.")
 
@@ -48,6 +50,8 @@ def load(
 
     from .generate import TorchCaptioner, best_device, fastest_dtype
 
+    if threads is not None:
+        torch.set_num_threads(threads)
     device = best_device()
     model, processor = load_captioner(checkpoint, fastest_dtype(device) if dtype == "auto" else getattr(torch, dtype))
     model.to(device)  # type: ignore[arg-type]

@@ -109,12 +109,15 @@ class OnnxCaptioner:
         self.decoder = decoder
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], precision: str | None = None) -> "OnnxCaptioner":
+    def from_pretrained(
+        cls, folder: str | os.PathLike[str], precision: str | None = None, threads: int | None = None
+    ) -> "OnnxCaptioner":
         """Load an exported captioner, to run on the CPU.
 
         Args:
             folder: What `showattend export-onnx` wrote.
             precision: float32, float16 or int8; by default the first of these that the folder holds.
+            threads: To compute with; by default as many as there are cores.
 
         Raises:
             ImportError: If onnxruntime is not installed.
@@ -139,6 +142,7 @@ class OnnxCaptioner:
         if precision not in files:
             raise ValueError(f"{folder} does not hold the precision {precision!r} but {', '.join(files)}.")
         options = SessionOptions()
+        options.intra_op_num_threads = threads or 0
         # Encoder and decoder take turns: the threads of the one would wait busily on the cores that the other needs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         sessions = []
