@@ -1,14 +1,13 @@
 """All settings of a training run, and the command line and the preset files that they are read from."""
 
 import re
-from argparse import ArgumentParser
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, ArgumentTypeError
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_origin
 
 import yaml
-from transformers import HfArgumentParser
 
 
 def _setting(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
@@ -194,23 +193,20 @@ def parse_settings(arguments: Sequence[str], presets: Path) -> TrainingSettings:
         ValueError: If an argument is unknown, missing or of the wrong type, or there is no such preset, or it holds
             an unknown setting or one of the wrong type.
     """
-    description = "Train a Show, Attend and Tell captioner."
-    parser = _Parser(TrainingSettings, description=description, allow_abbrev=False)  # type: ignore[arg-type]
-    preset_parser = _PlainParser(add_help=False, allow_abbrev=False)
+    parser = _parser()
+    preset_parser = _Parser(add_help=False, allow_abbrev=False)
     preset_parser.add_argument("--preset")
     preset = preset_parser.parse_known_args(arguments)[0].preset
     if preset is not None:
         is_file = Path(preset).suffix in (".yaml", ".yml")
         _set_defaults(parser, Path(preset) if is_file else presets / f"{preset}.yaml")
-    try:
-        settings, unknown = parser.parse_args_into_dataclasses(
-            arguments, return_remaining_strings=True, look_for_args_file=False
-        )
-    except ValueError as error:
-        raise ValueError(as_flags(str(error))) from error
+    values, unknown = parser.parse_known_args(arguments)
     if unknown:
         raise ValueError(f"unknown arguments: {' '.join(unknown)}")
-    return settings
+    try:
+        return TrainingSettings(**vars(values))
+    except ValueError as error:
+        raise ValueError(as_flags(str(error))) from error
 
 
 def as_flags(message: str) -> str:
@@ -219,13 +215,41 @@ def as_flags(message: str) -> str:
     return re.sub(f"`({names})`", lambda name: "--" + name[1].replace("_", "-"), message)
 
 
-class _PlainParser(ArgumentParser):
+class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)  # and not a page of usage
 
 
-class _Parser(_PlainParser, HfArgumentParser):
-    pass
+def _parser() -> _Parser:
+    """A parser of all settings: transformers' HfArgumentParser, which takes seconds to import, does the same."""
+    parser = _Parser(
+        prog="showattend train",
+        description="Train a Show, Attend and Tell captioner.",
+        formatter_class=ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    for setting in fields(TrainingSettings):
+        flags = sorted({f"--{setting.name}", f"--{setting.name.replace('_', '-')}"}, reverse=True)
+        kind = (get_args(setting.type) or (setting.type,))[0]  # of `int | None`: int
+        options: dict[str, Any] = {"type": kind, "required": setting.default is MISSING, **setting.metadata}
+        if setting.default is not MISSING:
+            options["default"] = setting.default
+        if kind is bool:
+            options |= {"type": _truth, "nargs": "?", "const": True}
+        elif get_origin(kind) is list:
+            options |= {"type": get_args(kind)[0], "nargs": "+"}
+        parser.add_argument(*flags, **options)
+        if setting.default is True:
+            negated = [f"--no_{setting.name}", f"--no-{setting.name.replace('_', '-')}"]
+            parser.add_argument(*negated, dest=setting.name, action="store_false", help=f"{flags[-1]} false")
+    return parser
+
+
+def _truth(text: str) -> bool:
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in words:
+        raise ArgumentTypeError(f"{text!r} is neither true nor false")
+    return words[text.lower()]
 
 
 def _set_defaults(parser: ArgumentParser, path: Path) -> None:
