@@ -1,0 +1,85 @@
+"""The recipe of the checkpoint, in small: its presets in their order, as in the Makefile."""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.state import AcceleratorState, GradientState
+from tiny_flickr import ROOT, command_line, environment, make_folder
+
+from showattend.commands.train import PRESETS
+from showattend.training import trainer
+from showattend.training.settings import parse_settings
+from showattend.training.trainer import Trainer, train
+
+# What tests give every run and the presets are to decide here.
+OF_PRESET = dict.fromkeys(("embed_size", "attention_dim", "decoder_dim", "batch_size", "epochs"))
+
+
+class Killed(BaseException):
+    """As hard as it gets within a process: nobody catches it."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("flickr"))
+
+
+@pytest.fixture(autouse=True)
+def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", environment()["PATH"])
+
+
+def presets_of_the_makefile() -> list[str]:
+    return re.findall(r"\$\(TRAIN\) --preset (\w+)", (ROOT / "Makefile").read_text())
+
+
+def run_recipe(folder: Path, runs: Path) -> str:
+    """All phases; the digest of the last one's weights."""
+    start = None
+    for number, preset in enumerate(presets_of_the_makefile(), start=1):
+        small: dict[str, Any] = dict(preset=preset, checkpoint_every=3, epochs=1, batch_size=16, seed=number)
+        if start is not None:
+            small |= dict(init_from=start, tokenizer=None, encoder_name=None, encoder_weights=None)
+        arguments = command_line(folder, runs / str(number), **OF_PRESET | small)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        start = train(parse_settings(arguments, PRESETS))
+    assert start is not None
+    return hashlib.sha256((start / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_recipe_gives_the_same_files_however_often_it_is_interrupted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert 3 <= len(presets_of_the_makefile()) <= 5
+    unbroken = run_recipe(folder, tmp_path / "unbroken")
+
+    def dying(original: Any) -> Any:
+        calls = []
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls.append(args)
+            if len(calls) in (2, 9):
+                raise Killed
+            return original(*args, **kwargs)
+
+        return call
+
+    for method in ("train_step", "validate", "save_checkpoint", "load_data", "keep_best"):
+        monkeypatch.setattr(Trainer, method, dying(getattr(Trainer, method)))
+    monkeypatch.setattr(trainer, "best_captions", dying(trainer.best_captions))
+    deaths = 0
+    while True:
+        try:
+            broken = run_recipe(folder, tmp_path / "broken")
+        except Killed:
+            deaths += 1
+        else:
+            break
+    assert deaths >= 6
+    assert broken == unbroken
+    for phase in sorted((tmp_path / "unbroken").iterdir()):
+        assert (tmp_path / "broken" / phase.name / "log.jsonl").read_text() == (phase / "log.jsonl").read_text()
