@@ -1,6 +1,7 @@
 """What a training run writes about itself: its log, its curves, and captions beside their images."""
 
 import json
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,7 +38,8 @@ def plot_curves(log: Sequence[Mapping[str, float]], path: str | Path) -> None:
     losses, metrics = figure.subplots(1, 2)
     epochs = [line["epoch"] for line in log]
     for name, label in (("train_loss", "training, regularisers included"), ("loss", "validation")):
-        losses.plot(epochs, [line[name] for line in log], marker=".", label=label)
+        # Self-critical training logs minus a reward in its place.
+        losses.plot(epochs, [line[name] if line[name] > 0 else math.nan for line in log], marker=".", label=label)
     for name, label in (("cider", "CIDEr"), ("bleu_4", "BLEU-4"), ("meteor", "METEOR"), ("rouge_l", "ROUGE-L")):
         if all(name in line for line in log):
             metrics.plot(epochs, [line[name] for line in log], marker=".", label=label)
