@@ -413,7 +413,7 @@ def test_what_feature_and_word_dropout_drop(make_model: MakeModel, image_feature
             model.decoder.output_z.weight.zero_(),
             model.decoder.output_h.bias.zero_(),
         )
-        outputs, _ = model.decoder(image_features[:1].expand(64, -1, -1), words)
+        outputs, *_ = model.decoder(image_features[:1].expand(64, -1, -1), words)
     blank = (outputs == 0).all(dim=-1)  # (captions, steps)
     assert 0.4 < blank.float().mean() < 0.6
     torch.testing.assert_close(outputs[~blank], torch.tanh(model.decoder.embedding(words))[~blank])
