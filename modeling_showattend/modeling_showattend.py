@@ -256,14 +256,15 @@ class ShowAttendDecoder(nn.Module):
         if self.training and self.config.feature_dropout:
             # An image loses the same channels at every position: its grid as a whole is what could be memorised.
             features = features * F.dropout(torch.ones_like(features[:, :1]), self.config.feature_dropout)
-        mean = features.mean(dim=1).repeat_interleave(captions, dim=0)  # (images * captions, encoder_dim)
+        key = self.attention.U(features)  # (images, positions, attention_dim)
         project = project and is_plain(self.lstm_cell, nn.LSTMCell)
         project = project and (not self.config.deep_output or is_plain(self.output_z, nn.Linear))
         value = self.project(features) if project else features
         drawn = None
         if self.training and self.config.attention_type == "hard":
             drawn = torch.rand(features.shape[0], device=features.device) >= EXPECTED_SHARE
-        return ImageMemory(self.attention.U(features), value, project, drawn), (self.init_h(mean), self.init_c(mean))
+        mean = features.mean(dim=1).repeat_interleave(captions, dim=0)  # (images * captions, encoder_dim)
+        return ImageMemory(key, value, project, drawn), (self.init_h(mean), self.init_c(mean))
 
     def unroll(
         self, input_ids: torch.Tensor, memory: ImageMemory, state: State
