@@ -1,6 +1,6 @@
 """A trained captioner as ONNX graphs, which run without torch: in Python (`onnx_captioner.py`), browsers and phones.
 
-Two graphs make a caption. The encoder runs once a photo, the decoder once a word piece:
+Two graphs make a caption. The encoder runs once an image, the decoder once a token:
 
     encoder: pixel_values (images, 3, height, width)
              -> values (images, positions, ...), keys (images, positions, attention_dim), h, c
@@ -51,12 +51,12 @@ logger = logging.getLogger(__name__)
 PRECISIONS = ("float32", "float16", "int8")
 # Of what the graphs may differ from torch by: |difference| / |value|, in the 2-norm.
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "int8": 0.5}
-CALIBRATION_PHOTOS = 64
-CAPTIONS = 3  # of each photo, when graphs are compared
+CALIBRATION_IMAGES = 256
+CAPTIONS = 3  # of each image, when graphs are compared
 
 
 class _Encoder(nn.Module):
-    """All that is computed once a photo."""
+    """All that is computed once an image."""
 
     def __init__(self, model: ShowAttendForConditionalGeneration) -> None:
         super().__init__()
@@ -96,17 +96,17 @@ def export_onnx(
     precisions: Sequence[str] = PRECISIONS,
     calibration: str | Path | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Write a captioner's graphs, its settings and `onnx_captioner.py`: a folder that needs nothing of the checkpoint.
+    """Write a captioner's graphs, its settings and `onnx_captioner.py`: a folder that runs without the checkpoint.
 
     - float32: the same captions as torch.
     - float16: the weights take half the room; they are computed with in float32, as CPUs do that best.
     - int8: weights and, in the encoder, activations of 8 bits. The ranges of the encoder's activations are measured on
-      photos; the decoder's are taken at every step.
+      images; the decoder's are taken at every step.
 
     Args:
         checkpoint: The captioner's folder or Hub id.
         output_dir: Where to write; an earlier export there is replaced.
-        calibration: A folder of photos such as the captioner is to see, for int8; 64 of them are used.
+        calibration: A folder of images like those to be captioned, for int8; 256 of them are used.
 
     Returns:
         For each precision how far its `values`, `logits` and `attention` are from torch's, relative to their size; and
@@ -114,15 +114,15 @@ def export_onnx(
 
     Raises:
         OSError: If the checkpoint cannot be read or the folder not be written.
-        ValueError: If a precision is unknown, there are no photos to calibrate int8 on, the captioner has settings that
+        ValueError: If a precision is unknown, there are no images to calibrate int8 on, the captioner has settings that
             `onnx_captioner.py` does not follow, or a graph differs from torch by more than rounding explains: nothing
             is written then.
     """
     if unknown := [precision for precision in precisions if precision not in PRECISIONS]:
-        raise ValueError(f"The export does not know the precision {unknown[0]!r} but {', '.join(PRECISIONS)}.")
+        raise ValueError(f"The export does not support the precision {unknown[0]!r} but {', '.join(PRECISIONS)}.")
     if "int8" in precisions and calibration is None:
         raise ValueError(
-            "int8 needs a folder of photos to calibrate on: name one with --calibration, or leave int8 out."
+            "int8 needs a folder of photos to calibrate on: name one with `calibration`, or leave int8 out."
         )
     model, processor = load_captioner(checkpoint)
     settings = _settings(model, processor) | {"weights_sha256": weights_digest(checkpoint)}
@@ -131,9 +131,9 @@ def export_onnx(
     }
     size = settings["preprocessing"]["height"], settings["preprocessing"]["width"]
     if calibration is not None:
-        photos = _calibration_photos(Path(calibration), settings["preprocessing"])
+        images = _calibration_images(Path(calibration), settings["preprocessing"])
     else:
-        photos = np.random.default_rng(0).standard_normal((2, 3, *size), dtype=np.float32)
+        images = np.random.default_rng(0).standard_normal((2, 3, *size), dtype=np.float32)
 
     report = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -144,12 +144,12 @@ def export_onnx(
         for precision in precisions:
             files = {part: folder / name for part, name in settings["files"][precision].items()}
             if precision == "int8":
-                _quantize_encoder(graphs["encoder"], files["encoder"], photos)
+                _quantize_encoder(graphs["encoder"], files["encoder"], images)
                 _quantize_decoder(graphs["decoder"], files["decoder"])
             else:
                 for part, graph in graphs.items():
                     onnx.save(_with_half_weights(graph) if precision == "float16" else graph, files[part])
-            differences = _differences(OnnxCaptioner.from_pretrained(folder, precision), model, photos[:2])
+            differences = _differences(OnnxCaptioner.from_pretrained(folder, precision), model, images[:2])
             for name, difference in differences.items():
                 if not difference <= TOLERANCES[precision]:  # a NaN is not
                     raise ValueError(
@@ -178,7 +178,7 @@ def _settings(model: ShowAttendForConditionalGeneration, processor: ShowAttendPr
     images, tokenizer = processor.image_processor, processor.tokenizer
     height, width = images.size.get("height"), images.size.get("width")
     if not (images.do_resize and height and width) or images.do_center_crop:
-        raise ValueError("The export knows photos that are resized to a height and a width, not cropped ones.")
+        raise ValueError("The export supports images that are resized to a height and a width, not cropped ones.")
     followed = {"max_length", "num_beams", "length_penalty", "no_repeat_ngram_size"}
     followed |= {"decoder_start_token_id", "eos_token_id"}
     # Of no effect on the captions:
@@ -186,14 +186,14 @@ def _settings(model: ShowAttendForConditionalGeneration, processor: ShowAttendPr
     followed |= {"output_attentions", "output_hidden_states", "output_scores", "return_dict_in_generate"}
     generation = model.generation_config.to_diff_dict()
     if odd := sorted(name for name, value in generation.items() if name not in followed and value not in (None, False)):
-        raise ValueError(f"The export does not know the generation setting {', '.join(odd)} of this captioner.")
+        raise ValueError(f"The export does not support the generation setting {', '.join(odd)} of this captioner.")
     for name in ("max_length", "decoder_start_token_id", "eos_token_id"):
         if not isinstance(generation.get(name), int):
             raise ValueError(f"The export needs one {name} in the captioner's generation config.")
     normalizer = json.loads(tokenizer.backend_tokenizer.to_str())["normalizer"]
     vocabulary = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     if len(vocabulary) != model.config.vocab_size:
-        raise ValueError(f"The tokenizer has {len(vocabulary)} word pieces, the network {model.config.vocab_size}.")
+        raise ValueError(f"The tokenizer has {len(vocabulary)} tokens, the network {model.config.vocab_size}.")
     with torch.inference_mode():
         rows, columns = model.encoder.resnet(torch.zeros(1, 3, height, width)).shape[2:]
     return {
@@ -201,7 +201,7 @@ def _settings(model: ShowAttendForConditionalGeneration, processor: ShowAttendPr
             "height": height,
             "width": width,
             "resample": Image.Resampling(images.resample).name.lower(),  # Pillow's, so antialiased
-            "background": "white",  # where a photo is transparent
+            "background": "white",  # where an image is transparent
             "channels": "RGB",
             "rescale_factor": images.rescale_factor if images.do_rescale else 1.0,
             "mean": np.broadcast_to(images.image_mean if images.do_normalize else 0.0, 3).tolist(),
@@ -294,37 +294,43 @@ def _with_half_weights(graph: onnx.ModelProto) -> onnx.ModelProto:
     return half
 
 
-class _Photos(CalibrationDataReader):
-    """Photos one by one; `set_range` and `len` let ONNX Runtime forget the activations of one before the next."""
+class _Images(CalibrationDataReader):
+    """Images one by one; `set_range` and `len` let ONNX Runtime forget the activations of one before the next."""
 
-    def __init__(self, photos: Floats) -> None:
-        self.photos = photos
+    def __init__(self, images: Floats) -> None:
+        self.images = images
         self.rows: Iterator[int] = iter(())
 
     def __len__(self) -> int:
-        return len(self.photos)
+        return len(self.images)
 
     def set_range(self, start_index: int, end_index: int) -> None:
         self.rows = iter(range(start_index, end_index))
 
     def get_next(self) -> dict[str, Floats] | None:
         row = next(self.rows, None)
-        return None if row is None else {"pixel_values": self.photos[row : row + 1]}
+        return None if row is None else {"pixel_values": self.images[row : row + 1]}
 
 
-def _quantize_encoder(graph: onnx.ModelProto, file: Path, photos: Floats) -> None:
+def _quantize_encoder(graph: onnx.ModelProto, file: Path, images: Floats) -> None:
     onnx.save(graph, file)
     with _quiet():
         quant_pre_process(file, file, skip_symbolic_shape=True, skip_optimization=True)
         quantize_statically(
             file,
             file,
-            _Photos(photos),
+            _Images(images),
+            # A sum of the residual stream is rounded where a convolution reads it, not on its way to the next sum.
+            nodes_to_exclude=[node.name for node in onnx.load(file).graph.node if node.op_type == "Add"],
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.Percentile,
-            extra_options={"CalibPercentile": 99.999, "CalibStridedMinMax": 1},
+            extra_options={
+                "CalibPercentile": 99.999,
+                "CalibStridedMinMax": 1,
+                "OpTypesToExcludeOutputQuantization": ["MatMul", "Concat"],  # the graph's outputs are float32
+            },
         )
 
 
@@ -347,32 +353,32 @@ def _quiet() -> Iterator[None]:
         logging.root.setLevel(level)
 
 
-def _calibration_photos(folder: Path, preprocessing: dict[str, Any]) -> Floats:
-    """`CALIBRATION_PHOTOS` of a folder, evenly spaced in its order, as `pixel_values`."""
+def _calibration_images(folder: Path, preprocessing: dict[str, Any]) -> Floats:
+    """`CALIBRATION_IMAGES` of a folder, evenly spaced in its order, as `pixel_values`."""
     Image.init()
     files = [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in Image.EXTENSION]
-    count = min(CALIBRATION_PHOTOS, len(files))
-    photos = []
+    count = min(CALIBRATION_IMAGES, len(files))
+    images = []
     for file in (files[number * len(files) // count] for number in range(count)):
         try:
-            photos.append(preprocess(read_image(file), preprocessing))
+            images.append(preprocess(read_image(file), preprocessing))
         except OSError as error:
             logger.warning("%s; it is left out of the calibration", error)
-    if not photos:
-        raise ValueError(f"--calibration {folder} holds no photo to calibrate int8 on.")
-    return np.stack(photos)
+    if not images:
+        raise ValueError(f"`calibration` {folder} holds no photo to calibrate int8 on.")
+    return np.stack(images)
 
 
 @torch.inference_mode()
 def _differences(
-    captioner: OnnxCaptioner, model: ShowAttendForConditionalGeneration, photos: Floats
+    captioner: OnnxCaptioner, model: ShowAttendForConditionalGeneration, images: Floats
 ) -> dict[str, float]:
-    """How far a captioner is from torch, relative to the values, over all steps of a few captions of each photo."""
-    pixel_values = torch.from_numpy(photos)
+    """How far a captioner is from torch, relative to the values, over all steps of a few captions of each image."""
+    pixel_values = torch.from_numpy(images)
     input_ids = model.generate(pixel_values, num_beams=CAPTIONS, num_return_sequences=CAPTIONS)
     expected = model(pixel_values=pixel_values, decoder_input_ids=input_ids)
 
-    values, keys, h, c = captioner.encoder.run(["values", "keys", "h", "c"], {"pixel_values": photos})
+    values, keys, h, c = captioner.encoder.run(["values", "keys", "h", "c"], {"pixel_values": images})
     h, c = h.repeat(CAPTIONS, axis=1), c.repeat(CAPTIONS, axis=1)  # (images, captions, decoder_dim)
     steps = []
     for ids in input_ids.unflatten(0, (-1, CAPTIONS)).unbind(dim=-1):

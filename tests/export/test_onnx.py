@@ -459,7 +459,7 @@ def test_what_cannot_be_exported(export: Callable[[str], Path], tmp_path: Path) 
         assert refused("--calibration", no_photos) == f"--calibration {no_photos} holds no photo to calibrate int8 on."
     assert "invalid choice: 'int4'" in refused("--precision", "int4")
     assert one_sentence(ValueError, onnx_export.export_onnx, checkpoint, out, ["int4"]) == (
-        "The export does not know the precision 'int4' but float32, float16, int8."
+        "The export does not support the precision 'int4' but float32, float16, int8."
     )
     only = "--precision=float32"
     assert "There is no checkpoint folder" in refused(only, checkpoint=tmp_path / "none")
@@ -467,8 +467,11 @@ def test_what_cannot_be_exported(export: Callable[[str], Path], tmp_path: Path) 
     generation = checkpoint / "generation_config.json"
     usual = json.loads(generation.read_text())
     for changes, message in (
-        ({"repetition_penalty": 1.2}, "does not know the generation setting repetition_penalty"),
-        ({"do_sample": True, "early_stopping": True}, "does not know the generation setting do_sample, early_stopping"),
+        ({"repetition_penalty": 1.2}, "does not support the generation setting repetition_penalty"),
+        (
+            {"do_sample": True, "early_stopping": True},
+            "support the generation setting do_sample, early_stopping",
+        ),
         ({"eos_token_id": [3, 4]}, "needs one eos_token_id in the captioner's generation config"),
         ({"max_length": None}, "needs one max_length in the captioner's generation config"),
     ):
@@ -485,7 +488,7 @@ def test_what_cannot_be_exported(export: Callable[[str], Path], tmp_path: Path) 
 
     tokenizer = BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "dog": 5})
     tokenizer.save_pretrained(checkpoint)
-    assert refused(only) == "The tokenizer has 6 word pieces, the network 24."
+    assert refused(only) == "The tokenizer has 6 tokens, the network 24."
 
 
 @pytest.fixture
@@ -572,7 +575,7 @@ def test_photos_that_cannot_be_read_calibrate_nothing(
     exported = export(PLAIN)
     preprocessing = OnnxCaptioner.from_pretrained(exported / "onnx").settings["preprocessing"]
     with caplog.at_level(logging.WARNING):
-        calibration = onnx_export._calibration_photos(exported / "photos", preprocessing)
+        calibration = onnx_export._calibration_images(exported / "photos", preprocessing)
     assert [record.getMessage() for record in caplog.records] == [
         f"cannot read {exported}/photos/broken.jpg: it is empty or in no image format that Pillow knows; "
         "it is left out of the calibration"
