@@ -10,6 +10,8 @@ and one that decodes and encodes its images in the same process: what `--feature
 `benchmark.py captioning PHOTO [PHOTO ...]`, a caption of a trained captioner: beside the textbook loop, and beside the
 encoder's pass alone, the least that a caption of these weights can take. `--onnx FOLDER` adds an exported captioner.
 
+`benchmark.py files FOLDER`, images a second from files on disk, as `showattend caption` captions them.
+
 Each line is measured in a process of its own, so that neither memory nor compiled code mixes.
 """
 
@@ -26,6 +28,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,8 @@ import torch
 from modeling_showattend import ShowAttendConfig, ShowAttendForConditionalGeneration
 from modeling_showattend.image_processing_showattend import ShowAttendImageProcessor, load_image
 from showattend import DEFAULT_CHECKPOINT
-from showattend.captioning.generate import TorchCaptioner
+from showattend.captioning.inputs import image_suffixes, list_files
+from showattend.captioning.loading import load
 from showattend.captioning.stream import caption_stream
 from showattend.checkpoints import load_captioner
 from showattend.data.batches import POOL
@@ -215,14 +219,33 @@ def measure_captioning(
     return results
 
 
-def measure_files(checkpoint: str, photos: list[str], num_beams: int) -> float:
-    """Photos a second from files on disk, as `scripts/caption.py` captions a folder."""
-    model, processor = load_captioner(checkpoint)
-    files = [photos[number % len(photos)] for number in range(256)]
+def measure_files(checkpoint: str, dtype: str, files: list[str], num_beams: int) -> tuple[float, int]:
+    """Images a second from files on disk, as `showattend caption` captions them, and how many could not be read."""
+    captioner = load(checkpoint, dtype, num_beams=num_beams)
+    list(caption_stream(captioner, ((file, file) for file in files[:32])))  # to warm up
     start = time.perf_counter()
-    captioner = TorchCaptioner(model, processor, num_beams=num_beams)
-    captions = list(caption_stream(captioner, ((file, file) for file in files)))
-    return len(captions) / (time.perf_counter() - start)
+    outcomes = [outcome for _, outcome in caption_stream(captioner, ((file, file) for file in files))]
+    seconds = time.perf_counter() - start
+    return len(files) / seconds, sum(isinstance(outcome, Exception) for outcome in outcomes)
+
+
+def files_table(checkpoint: str, onnx: str | None, photos: list[str], num_beams: int) -> str:
+    files = list(list_files(photos, image_suffixes(), print))
+    variants = [("torch", str(checkpoint), dtype) for dtype in ("float32", "bfloat16")]
+    if onnx:
+        precisions = json.loads((Path(onnx) / "captioner.json").read_text())["files"]
+        variants += [("ONNX", onnx, precision) for precision in precisions]
+    lines = [
+        f"| {len(files):,} files, {num_beams} beams, batch 32 | images a second | times the first |",
+        "|---|---:|---:|",
+    ]
+    first = 0.0
+    for library, folder, dtype in variants:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            rate, errors = process.submit(measure_files, folder, dtype, files, num_beams).result()
+        first = first or rate
+        lines.append(f"| {library}, {dtype} | {rate:.1f} | {rate / first:.1f} |")
+    return "\n".join([*lines, "", f"{errors} of the files could not be read."])
 
 
 def captioning_table(checkpoint: str, onnx: str | None, photos: list[str], seconds: float) -> str:
@@ -248,10 +271,9 @@ def captioning_table(checkpoint: str, onnx: str | None, photos: list[str], secon
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     medians = " | ".join(f"{statistics.median(times):.1f} (1)" for times in encoders)
     lines.insert(2, f"| the encoder alone, float32 | {medians} |")
-    from_files = ", ".join(
-        f"{measure_files(checkpoint, photos, beams):.1f} {'greedy' if beams == 1 else f'with {beams} beams'}"
-        for beams in (1, 5)
-    )
+    files = [*islice(cycle(photos), 256)]
+    rates = {beams: measure_files(str(checkpoint), "float32", files, beams)[0] for beams in (1, 5)}
+    from_files = f"{rates[1]:.1f} greedy, {rates[5]:.1f} with 5 beams"
     return "\n".join([*lines, "", f"Photos a second from files, batch 32, float32: {from_files}."])
 
 
@@ -297,12 +319,18 @@ def main() -> None:
     captioning.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="folder or Hub id")
     captioning.add_argument("--onnx", metavar="FOLDER", help="what scripts/export_onnx.py wrote")
     captioning.add_argument("--seconds", type=float, default=5.0, help="for each cell, at least (default: 5)")
+    files = modes.add_parser("files", help="images a second from files on disk, with torch and ONNX Runtime")
+    files.add_argument("photos", nargs="+", metavar="PHOTO", help="files and folders")
+    files.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="folder or Hub id")
+    files.add_argument("--onnx", metavar="FOLDER", help="what scripts/export_onnx.py wrote")
+    files.add_argument("--num-beams", "--num_beams", type=at_least(1), default=5, help="default: 5")
     options = vars(parser.parse_args())
     mode = options.pop("mode")
     tables: dict[str, Callable[..., str]] = {
         "training": training_table,
         "feature-cache": feature_cache_table,
         "captioning": captioning_table,
+        "files": files_table,
     }
     table = tables[mode](**options)
     print(f"{table}\n\n{machine()}\n`{shlex.join(['python', *sys.argv])}`")

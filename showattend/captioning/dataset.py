@@ -25,6 +25,7 @@ IMAGE = "image"  # the column of the images' bytes, of files and of WebDataset t
 RESULTS = pa.schema([("caption", pa.string()), ("score", pa.float32()), ("error", pa.string())])
 KEYS = {"images": ("path",), "parquet": ("row_hash",), "tars": ("__url__", "__key__")}  # columns that identify a row
 ROWS_PER_FILE = 2000  # of the output, at least: fewer rows are lost if the job is killed, more make fewer files
+BLOCK = 16 * 2**20  # bytes of images in a task: what is captioned again if its worker dies
 BATCHES = 8  # that a worker gets at once, to read the images of the next while it captions one
 
 
@@ -195,6 +196,7 @@ def _count(output: str, files: set[str]) -> tuple[int, int]:
 def _connect(address: str | None, cores: int) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()
+    context.target_max_block_size = BLOCK
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is raised
     # On this machine, one slot more than there are cores: reading and writing need a share of one.
