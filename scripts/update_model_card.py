@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from showattend import DEFAULT_CHECKPOINT
-from showattend.hub.model_card import published_card, stored_results, with_evaluation
+from showattend.hub.model_card import published_card, stored_figures, with_stored_figures
 
 ROOT = Path(__file__).parent.parent
 
@@ -13,9 +13,9 @@ ROOT = Path(__file__).parent.parent
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     try:
-        results = stored_results(ROOT / "docs" / "results")
+        stored = stored_figures(ROOT / "docs" / "results")
         for path in (ROOT / "model_card.md", ROOT / "README.md"):
-            path.write_text(with_evaluation(path.read_text(), results))
+            path.write_text(with_stored_figures(path.read_text(), stored))
         if DEFAULT_CHECKPOINT.is_dir():
             for name, content in published_card(ROOT / "model_card.md").items():
                 path = DEFAULT_CHECKPOINT / name

@@ -28,12 +28,13 @@ def caption_statistics(
         distinct_captions: the number of different captions.
         mean_length: words per caption.
         repeated: percent of captions with a word twice in a row, or a content word twice. Content words are all but
-            METEOR's function words.
+            METEOR's function words. Of those that people wrote for Flickr8k, 7 do.
         dangling: percent of captions that end in a function word such as "a", "of" or "with"; of those that people
             wrote for Flickr8k, 0.6 do ("looking on").
         unreferenced: percent of content words that occur in none of the image's references. It is a sign of invention
             but not CHAIR (Rohrbach et al., 2018, https://arxiv.org/abs/1809.02156): it counts synonyms, other forms of
-            a word ("dogs" for "dog") and what the references leave out, and knows no objects.
+            a word ("dogs" for "dog") and what the references leave out, and knows no objects. People's captions of
+            Flickr8k have 41 to 45 against the other four of the image.
 
     Raises:
         ValueError: if there are no captions.

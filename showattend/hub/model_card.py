@@ -21,8 +21,18 @@ METRIC_NAMES = {
     "cider": "CIDEr",
     "spice": "SPICE",
 }
-# The table stands between these two lines, which Markdown does not show.
+INTERVAL = "confidence_interval_95"
+STATISTIC_NAMES = {
+    "distinct_captions": "distinct captions",
+    "distinct_words": "distinct words",
+    "mean_length": "words per caption",
+    "repeated": "repeat a word, %",
+    "dangling": "break off, %",
+    "unreferenced": "content words in no reference, %",
+}
+# The tables stand between these lines, which Markdown does not show.
 BEGIN, END = "<!-- figures: written from measured results, not by hand -->", "<!-- end of figures -->"
+BEGIN_STATISTICS, END_STATISTICS = BEGIN.replace("figures", "statistics"), END.replace("figures", "statistics")
 
 TEMPLATE = """\
 ---
@@ -62,7 +72,10 @@ The authors have not said yet what it was trained on, what its weights may be us
 
 
 def eval_results(figures: dict[str, Any]) -> list[EvalResult]:
-    """The metrics that [`evaluate_checkpoint`] returned, to one decimal, as entries of a card's metadata."""
+    """The metrics that [`evaluate_checkpoint`] returned as entries of a card's metadata.
+
+    Scores have one decimal, their 95 % intervals two.
+    """
     decoding = _decoding(figures["generation"])
     return [
         EvalResult(
@@ -73,13 +86,14 @@ def eval_results(figures: dict[str, Any]) -> list[EvalResult]:
             metric_type=name.split("_")[0],
             metric_name=f"{METRIC_NAMES[name]} ({decoding})",
             metric_value=round(value, 1),
+            metric_args={INTERVAL: [round(bound, 2) for bound in figures["intervals"][name]]},
         )
         for name, value in figures["metrics"].items()
     ]
 
 
-def stored_results(folder: str | Path) -> list[EvalResult]:
-    """The results in all `*.json` of a folder, each an evaluation's `figures.json`: by split, fewest beams first.
+def stored_figures(folder: str | Path) -> list[dict[str, Any]]:
+    """All `*.json` of a folder, each an evaluation's `figures.json`: by split, fewest beams first.
 
     Raises:
         FileNotFoundError: If there are none.
@@ -87,8 +101,22 @@ def stored_results(folder: str | Path) -> list[EvalResult]:
     stored = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
     if not stored:
         raise FileNotFoundError(f"{folder} holds no stored results.")
-    stored.sort(key=lambda figures: (figures["split"], figures["generation"]["num_beams"]))
-    return [result for figures in stored for result in eval_results(figures)]
+    stored.sort(key=lambda figures: (figures["split"], figures["generation"].get("num_beams", 1)))
+    return stored
+
+
+def with_stored_figures(text: str, stored: Sequence[dict[str, Any]]) -> str:
+    """Replace the results in a card's metadata, and the tables of results and of statistics between their markers.
+
+    Args:
+        text: The card; whatever it lacks is left out.
+        stored: What [`stored_figures`] returned.
+
+    Raises:
+        ValueError: If the metadata is invalid YAML or has an invalid `model-index`.
+    """
+    text = with_evaluation(text, [result for figures in stored for result in eval_results(figures)])
+    return _between(text, BEGIN_STATISTICS, END_STATISTICS, statistics_table(stored))
 
 
 def with_evaluation(text: str, results: Sequence[EvalResult]) -> str:
@@ -106,24 +134,51 @@ def with_evaluation(text: str, results: Sequence[EvalResult]) -> str:
         data.model_name = data.model_name or (heading[1] if heading else "captioner")  # a model-index needs one
         data.eval_results = list(results)
         text = str(card)
-    marked = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    return marked.sub(lambda _: f"{BEGIN}\n\n{results_table(results)}\n{END}", text)
+    return _between(text, BEGIN, END, results_table(results))
+
+
+def _between(text: str, begin: str, end: str, content: str) -> str:
+    marked = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    return marked.sub(lambda _: f"{begin}\n\n{content}\n{end}", text)
 
 
 def results_table(results: Sequence[EvalResult]) -> str:
-    """A Markdown table with a row for each split and decoding, and a column for each metric."""
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    """A Markdown table with a row for each split and decoding, and a column for each metric.
+
+    After ± stands half the width of the 95 % interval; results of older cards may have none.
+    """
+    rows: dict[tuple[str, str], dict[str, str]] = {}
     for result in results:
         metric, _, decoding = str(result.metric_name).partition(" (")
         row = rows.setdefault((f"{result.dataset_name} {result.dataset_split}", decoding.removesuffix(")")), {})
-        row[metric] = result.metric_value
+        row[metric] = _cell(result)
     metrics = [name for name in METRIC_NAMES.values() if any(name in row for row in rows.values())]
-    lines = ["| " + " | ".join(["split", "search", *metrics]) + " |", "|---|---|" + "---:|" * len(metrics)]
-    for names, row in rows.items():
-        lines.append(
-            "| " + " | ".join([*names, *(f"{row[name]:.1f}" if name in row else "" for name in metrics)]) + " |"
-        )
-    return "\n".join(lines) + "\n"
+    cells = [[*names, *(row.get(name, "") for name in metrics)] for names, row in rows.items()]
+    return _table(["split", "search"], metrics, cells)
+
+
+def statistics_table(stored: Sequence[dict[str, Any]]) -> str:
+    """A Markdown table with a row for each split and decoding, and a column for each statistic."""
+    cells = [
+        [f"{figures['dataset']} {figures['split']}", _decoding(figures["generation"])]
+        + [f"{round(figures['statistics'][name], 1):g}" for name in STATISTIC_NAMES]
+        for figures in stored
+    ]
+    return _table(["split", "search"], list(STATISTIC_NAMES.values()), cells)
+
+
+def _table(names: list[str], numbers: list[str], cells: list[list[str]]) -> str:
+    lines = [[*names, *numbers], *cells]
+    text = ["| " + " | ".join(line) + " |" for line in lines]
+    text.insert(1, "|" + "---|" * len(names) + "---:|" * len(numbers))
+    return "\n".join(text) + "\n"
+
+
+def _cell(result: EvalResult) -> str:
+    if not result.metric_args:
+        return f"{result.metric_value:.1f}"
+    low, high = result.metric_args[INTERVAL]
+    return f"{result.metric_value:.1f} ± {(high - low) / 2:.1f}"
 
 
 def add_evaluation(path: str | Path, figures: dict[str, Any]) -> None:

@@ -12,14 +12,16 @@ from modeling_showattend import ShowAttendConfig
 from showattend import DEFAULT_CHECKPOINT
 from showattend.hub.model_card import (
     BEGIN,
+    BEGIN_STATISTICS,
     END,
+    END_STATISTICS,
     add_evaluation,
     eval_results,
     local_links,
     new_card,
     published_card,
-    stored_results,
-    with_evaluation,
+    stored_figures,
+    with_stored_figures,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +32,15 @@ FIGURES: dict[str, Any] = {
     "split": "validation",
     "generation": {"num_beams": 3},
     "metrics": {"bleu_4": 22.26, "cider": 60.0},
+    "statistics": {
+        "distinct_captions": 818,
+        "distinct_words": 268,
+        "mean_length": 10.329,
+        "repeated": 8.3,
+        "dangling": 0.0,
+        "unreferenced": 45.286,
+    },
+    "intervals": {"bleu_4": [21.004, 23.5], "cider": [56.4, 64.4]},
 }
 
 
@@ -42,7 +53,9 @@ def test_figures_in_a_card(tmp_path: Path) -> None:
     card = tmp_path / "README.md"
     text = f"# Tiny\n\nBefore.\n\n{BEGIN}\nold\n{END}\n\nAfter.\n"
     card.write_text(f"---\nlicense: apache-2.0\n---\n\n{text}")
-    add_evaluation(card, FIGURES | {"metrics": {"bleu_4": 1.0, "meteor": 2.0}})
+    add_evaluation(
+        card, FIGURES | {"metrics": {"bleu_4": 1.0, "meteor": 2.0}, "intervals": {"bleu_4": [0, 2], "meteor": [1, 3]}}
+    )
     add_evaluation(card, FIGURES | {"generation": {"num_beams": 1}, "metrics": {"bleu_4": 20.0}})
     add_evaluation(card, FIGURES | {"split": "test"})
     add_evaluation(card, FIGURES)  # a second measurement takes the place of the first, METEOR and all
@@ -56,6 +69,7 @@ def test_figures_in_a_card(tmp_path: Path) -> None:
     data: Any = ModelCard.load(card).data
     assert (data.license, data.model_name) == ("apache-2.0", "Tiny")
     assert {result.metric_type for result in data.eval_results} == {"bleu", "cider"}
+    assert data.eval_results[-2].metric_args == {"confidence_interval_95": [21.0, 23.5]}
     assert card.read_text().endswith(
         f"""Before.
 
@@ -63,9 +77,9 @@ def test_figures_in_a_card(tmp_path: Path) -> None:
 
 | split | search | BLEU-4 | CIDEr |
 |---|---|---:|---:|
-| flickr8k validation | greedy search | 20.0 |  |
-| flickr8k test | beam search, 3 beams | 22.3 | 60.0 |
-| flickr8k validation | beam search, 3 beams | 22.3 | 60.0 |
+| flickr8k validation | greedy search | 20.0 ± 1.2 |  |
+| flickr8k test | beam search, 3 beams | 22.3 ± 1.2 | 60.0 ± 4.0 |
+| flickr8k validation | beam search, 3 beams | 22.3 ± 1.2 | 60.0 ± 4.0 |
 
 {END}
 
@@ -93,21 +107,32 @@ def test_searches_have_names(generation: dict[str, Any], name: str) -> None:
 
 def test_stored_results(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no stored results"):
-        stored_results(tmp_path)
+        stored_figures(tmp_path)
     for number, (split, beams) in enumerate([("validation", 1), ("test", 10), ("test", 3)]):
         stored = FIGURES | {"split": split, "generation": {"num_beams": beams}}
         (tmp_path / f"{number}.json").write_text(json.dumps(stored))
-    text = with_evaluation(new_card(ShowAttendConfig(), "me/tiny"), stored_results(tmp_path))
+    text = with_stored_figures(new_card(ShowAttendConfig(), "me/tiny"), stored_figures(tmp_path))
     assert [line.split("|")[1:3] for line in text.splitlines() if line.startswith("| flickr8k")] == [
         [" flickr8k test ", " beam search, 3 beams "],
         [" flickr8k test ", " beam search, 10 beams "],
         [" flickr8k validation ", " greedy search "],
     ]
-    assert with_evaluation(text, stored_results(tmp_path)) == text
+    assert with_stored_figures(text, stored_figures(tmp_path)) == text
     (tmp_path / "0.json").unlink()
-    assert "validation" not in with_evaluation(text, stored_results(tmp_path))
+    assert "validation" not in with_stored_figures(text, stored_figures(tmp_path))
+    statistics = f"{BEGIN_STATISTICS}\nold\n{END_STATISTICS}\n"
+    assert with_stored_figures(statistics, stored_figures(tmp_path)) == (
+        f"{BEGIN_STATISTICS}\n\n"
+        "| split | search | distinct captions | distinct words | words per caption | repeat a word, % | break off, % "
+        "| content words in no reference, % |\n|---|---|---:|---:|---:|---:|---:|---:|\n"
+        "| flickr8k test | beam search, 3 beams | 818 | 268 | 10.3 | 8.3 | 0 | 45.3 |\n"
+        "| flickr8k test | beam search, 10 beams | 818 | 268 | 10.3 | 8.3 | 0 | 45.3 |\n"
+        f"\n{END_STATISTICS}\n"
+    )
     plain = f"No metadata.\n{BEGIN}\n{END}\n"
-    assert with_evaluation(plain, stored_results(tmp_path)).startswith(f"No metadata.\n{BEGIN}\n\n| split | search |")
+    assert with_stored_figures(plain, stored_figures(tmp_path)).startswith(
+        f"No metadata.\n{BEGIN}\n\n| split | search |"
+    )
 
 
 def test_a_new_card_claims_nothing(tmp_path: Path, make_config: Callable[..., ShowAttendConfig]) -> None:
@@ -126,7 +151,7 @@ def test_a_new_card_claims_nothing(tmp_path: Path, make_config: Callable[..., Sh
     make_config(attention_dim=77).save_pretrained(tmp_path)
     add_evaluation(tmp_path / "README.md", FIGURES | {"checkpoint": str(tmp_path)})
     made = (tmp_path / "README.md").read_text()
-    assert "(77 units)" in made and "| beam search, 3 beams | 22.3 | 60.0 |" in made
+    assert "(77 units)" in made and "| beam search, 3 beams | 22.3 ± 1.2 | 60.0 ± 4.0 |" in made
     assert len(metrics(made)) == 2
     assert str(tmp_path) not in made  # a path is nobody's business
 
@@ -144,11 +169,11 @@ captioner[0](photo)
 
 def test_the_cards_agree_with_the_stored_results() -> None:
     """Metadata and table of the model card, and the README's table, are what docs/results makes of them."""
-    results = stored_results(ROOT / "docs" / "results")
+    stored = stored_figures(ROOT / "docs" / "results")
     for path in (CARD, ROOT / "README.md"):
         text = path.read_text()
         assert BEGIN in text and END in text, f"{path.name} has no table of figures"
-        assert text == with_evaluation(text, results), f"{path.name} disagrees with docs/results: {UPDATE}"
+        assert text == with_stored_figures(text, stored), f"{path.name} disagrees with docs/results: {UPDATE}"
 
 
 def test_the_card_is_the_hubs() -> None:
