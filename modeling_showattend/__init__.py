@@ -7,7 +7,7 @@ from .image_processing_showattend import ShowAttendImageProcessor
 from .modeling_showattend import ShowAttendForConditionalGeneration
 from .processing_showattend import ShowAttendProcessor
 
-# Where this package is imported, the Auto classes take its code, and run none that comes with a checkpoint.
+# Once this package is imported, the Auto classes use its code and never a checkpoint's.
 AutoConfig.register("showattend", ShowAttendConfig)
 AutoModel.register(ShowAttendConfig, ShowAttendForConditionalGeneration)
 AutoModelForImageTextToText.register(ShowAttendConfig, ShowAttendForConditionalGeneration)

@@ -1,4 +1,4 @@
-"""The command `showattend` under the distribution's name: `accelerate launch -m modeling_showattend train ...`."""
+"""The command `showattend` under the name of the distribution: `accelerate launch -m modeling_showattend train ...`."""
 
 import sys
 

@@ -5,7 +5,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-# Channels of the last feature map of every torchvision ResNet: what `encoder_dim` follows.
+# Channels of each torchvision ResNet's last feature map, which `encoder_dim` follows.
 ENCODER_DIMS = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048, "resnet152": 2048}
 
 
@@ -19,25 +19,25 @@ class ShowAttendConfig(PreTrainedConfig):
             torchvision's choice) or in the first 1x1 (True, the original ResNet's; Detectron2 has the same option).
             Weights of either kind load into both without an error, and the wrong choice gives worse features.
         finetune_last_stages: How many of the ResNet's four stages are trained, counted from the last (0: none).
-            Everything before them is frozen. The BatchNorm statistics never change, in no stage.
+            Everything before them is frozen. BatchNorm statistics never change, in any stage.
         embed_size: Length of a token's embedding.
         attention_dim: Units of the attention's hidden layer.
         encoder_dim: Channels of the grid features. It follows from `encoder_name` and need not be given.
         decoder_dim: Units of the LSTM.
         dropout: Probability of dropping a unit before the output layer.
-        feature_dropout: Probability of dropping a channel of an image's grid, at all its positions alike.
+        feature_dropout: Probability of dropping a channel of an image's grid, at all positions at once.
         word_dropout: Probability of blanking a token that the decoder reads.
         vocab_size: Tokens of the tokenizer (30,522 in bert-base-uncased).
         context_gate: Scale the context vector by a gate, a number from 0 to 1 that the LSTM's state predicts at every
             step (beta in section 4.2.1 of Xu et al., 2015).
-        deep_output: Predict the word from the state, the context and the word before (equation 7 of the paper)
-            and not from the state alone.
+        deep_output: Predict a token from the state, the context and the previous token (equation 7 of the paper)
+            instead of from the state alone.
         attention_type: `soft` reads the expected context, the sum of the grid under the attention's weights. `hard`
             looks at one position at each step of training, drawn from the weights (section 4.1 of the paper).
         likeliest_position: With hard attention in eval mode, look at the position with the largest weight instead of
             reading the expected context.
-        doubly_stochastic_penalty: Weight (lambda in equation 14 of the paper) of the penalty that asks each
-            caption to look at every position of the grid equally much in total. 0 leaves it out.
+        doubly_stochastic_penalty: Weight (lambda in equation 14 of the paper) of the penalty that makes each
+            caption attend to all positions of the grid equally in total. 0 disables it.
         label_smoothing: Share of the target probability that is spread evenly over the vocabulary in training.
         pad_token_id: `[PAD]` of the tokenizer.
         bos_token_id: `[CLS]` of the tokenizer, from which every caption starts.
@@ -106,8 +106,8 @@ class ShowAttendConfig(PreTrainedConfig):
             "AutoModel": "modeling_showattend.ShowAttendForConditionalGeneration",
             "AutoModelForImageTextToText": "modeling_showattend.ShowAttendForConditionalGeneration",
         }
-        # One task alone, so that `pipeline(model=...)` needs no name; the name is the `pipeline_tag` of the model card.
-        # transformers 5 has no image-to-text of its own: 5.4 does not know the name, 5.24 makes it image-text-to-text.
+        # A single task, so that `pipeline(model=...)` needs no task name; it is the `pipeline_tag` of the model card.
+        # transformers 5 has no image-to-text: 5.4 does not know the name, 5.24 maps it to image-text-to-text.
         kwargs["custom_pipelines"] = kwargs.get("custom_pipelines") or {
             "image-to-text": {
                 "impl": "pipeline_showattend.ImageCaptioningPipeline",
@@ -119,7 +119,7 @@ class ShowAttendConfig(PreTrainedConfig):
 
     @property
     def num_hidden_layers(self) -> int:
-        """One LSTM cell: tools that ask for sizes get an answer."""
+        """One LSTM cell; for tools that ask for sizes."""
         return 1
 
     @num_hidden_layers.setter

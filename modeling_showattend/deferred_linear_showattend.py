@@ -1,8 +1,8 @@
 """A linear layer for recurrent networks that forms its weight's gradient once, after the last step.
 
 Backpropagation through time adds one small product to the weight's gradient at every step, and each addition reads
-and writes the whole matrix. The sum of these products is one product of the stacked inputs and output gradients:
-the same numbers, one pass over the matrix, and a shape that a matrix multiplication is good at.
+and writes the whole matrix. The sum of these products equals one product of the stacked inputs and output gradients,
+which passes over the matrix once and uses the hardware better.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,14 @@ from torch.nn import functional as F
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether reading the weights of `module` does what calling it does: it is of this very class, and not hooked."""
+    """Whether using `module`'s weights directly is the same as calling it: it is exactly a `kind`, without hooks."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    # accelerate replaces `forward` of the single module.
+    # accelerate replaces `forward` on the instance.
     return type(module) is kind and not any(hooks) and "forward" not in vars(module)
 
 
 def product_dtype(weight: torch.Tensor) -> torch.dtype:
-    """The dtype of a product with this weight: autocast's where autocast is on, else the weight's own."""
+    """The dtype of a product with this weight: autocast's if autocast is on, else the weight's own."""
     device = weight.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
@@ -36,17 +36,17 @@ def recurrent_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> 
     """
     if not (torch.is_grad_enabled() and weight.requires_grad) or torch.compiler.is_compiling():
         return lambda x: F.linear(x, weight, bias)
-    dtype = product_dtype(weight)  # cast once for all steps: autocast would do it at each
+    dtype = product_dtype(weight)  # cast once: autocast would cast at every step
     step_weight, step_bias = weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype)
     products = _Products()
-    # A scalar that every step passes on: its backward runs after that of all steps. `products` must not hold it: a
-    # ring of references through autograd's graph would keep every batch in memory until Python's collector finds it.
+    # A scalar input of every step, so its backward runs after theirs. `products` must not hold it: a reference cycle
+    # through autograd's graph would keep every batch in memory until Python's garbage collector runs.
     start = _Start.apply(products, weight, bias)
     return lambda x: _Step.apply(products, x.to(dtype), start, step_weight, step_bias)
 
 
 class _Products:
-    """The factors of the weight's gradient that one backward pass has met so far."""
+    """The factors of the weight's gradient that one backward pass has collected so far."""
 
     def __init__(self) -> None:
         self.clear()
@@ -57,7 +57,7 @@ class _Products:
         self.output_grads: list[torch.Tensor] = []
 
     def add(self, x: torch.Tensor, output_grad: torch.Tensor) -> None:
-        # A pass for the inputs' gradients alone never gets to `_Start`: what it left behind is not of this pass.
+        # A backward pass for the inputs alone never reaches `_Start`; discard what it left behind.
         if self.backward_pass != torch._C._current_graph_task_id():
             self.clear(torch._C._current_graph_task_id())
         self.inputs.append(x)

@@ -1,4 +1,4 @@
-"""Images of every kind to `pixel_values`: read, turned upright, made RGB, resized to the network's input."""
+"""Turns images of every kind into `pixel_values`: upright, RGB, resized to the network's input."""
 
 import io
 import os
@@ -35,7 +35,7 @@ def load_image(
             tensor of shape (height, width), (height, width, channels) or (channels, height, width) with 1, 3 or 4
             channels: uint8, uint16, or float from 0 to 1.
         name: What an error calls a source that has no path or URL of its own.
-        input_data_format: `"channels_first"` or `"channels_last"` where the shape of an array leaves it open.
+        input_data_format: `"channels_first"` or `"channels_last"`, for arrays whose shape is ambiguous.
         timeout: Seconds that a URL's server may stay silent.
 
     Raises:
@@ -64,12 +64,12 @@ def load_image(
         raise FileNotFoundError(f"no such image file: {name}") from error
     except UnidentifiedImageError as error:
         raise OSError(f"cannot read {name}: it is empty or in no image format that Pillow knows") from error
-    except Exception as error:  # Pillow's decoders raise almost any type on a damaged file
+    except Exception as error:  # Pillow's decoders raise almost any exception on a damaged file
         raise OSError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _own_name(source: Any) -> str | None:
-    """The path or URL of a source, shortened where it can be no path, or None."""
+    """The path or URL of a source, shortened if it is too long to be one; None if there is none."""
     if isinstance(source, Image.Image):
         source = getattr(source, "filename", None)
     elif hasattr(source, "read"):
@@ -142,7 +142,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _flatten(images: Any) -> Iterator[Any]:
-    """The single images of a batch, which may be nested and may be an array of 4 dimensions."""
+    """The images of a batch, which may be a nested list or an array of 4 dimensions."""
     is_batch_array = isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4
     if is_batch_array or (isinstance(images, Sequence) and not isinstance(images, str | bytes | bytearray)):
         for image in images:
@@ -157,9 +157,9 @@ class ShowAttendImageProcessor(PilBackend):
     By default an image is squashed to 224x224 as torchvision's `Resize((224, 224))` does (bilinear, antialiased),
     scaled to 0..1 and normalised with ImageNet's mean and standard deviation. `size={"shortest_edge": 256}` with
     `do_center_crop=True` keeps its proportions and its centre; `do_normalize=False` leaves the values in 0..1. The
-    pixels are computed by Pillow whatever `backend` or `use_fast` asks for, so every way in gives the same ones.
+    pixels are computed by Pillow, whatever `backend` or `use_fast` is, so they are always the same.
 
-    A call takes whatever [`load_image`] takes, or a list of such; see there for the errors.
+    A call takes anything that [`load_image`] reads, or a list of such, and raises its errors.
     """
 
     do_resize = True
@@ -173,7 +173,7 @@ class ShowAttendImageProcessor(PilBackend):
     image_std = IMAGENET_DEFAULT_STD
 
     def fetch_images(self, image_url_or_urls: Any, input_data_format: str | None = None) -> list[Image.Image]:
-        """Reads one image, or a list of them however nested, into a flat list of upright RGB images."""
+        """Reads an image or a (nested) list of images into a flat list of upright RGB images."""
         sources = list(_flatten(image_url_or_urls))
         if not sources:
             raise ValueError("images is empty: give at least one image")
@@ -183,14 +183,14 @@ class ShowAttendImageProcessor(PilBackend):
         ]
 
     def attention_box(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Which part of an image the network sees: where its grid of attention weights lies on the upright image.
+        """The part of the upright image that the network sees, and that its attention grid covers.
 
         Args:
             width, height: Size of the upright image in pixels.
 
         Returns:
-            (left, top, right, bottom) in pixels of the image: all of it when it is squashed, the centre that remains
-            when it is cropped (beyond the edges where a crop larger than the resized image is padded).
+            (left, top, right, bottom) in pixels of the image: the whole image if it is squashed, its centre if it is
+            cropped (beyond the edges if the crop is larger than the resized image and padded).
         """
         if not self.do_center_crop:
             return 0.0, 0.0, float(width), float(height)

@@ -1,6 +1,6 @@
 """Show, Attend and Tell (Xu et al., 2015, https://arxiv.org/abs/1502.03044) as a transformers model.
 
-In the order of the data: a ResNet turns an image into a grid of features, additive attention looks at the grid before
+In the order of the data: a ResNet turns an image into a grid of features, additive attention reads the grid before
 every token, and an LSTM cell generates the caption token by token. The submodules carry the names of the write-up that
 this project follows (`U`, `W`, `A`, `init_h`, `lstm_cell`, `fcn`), so its checkpoints fit key by key.
 """
@@ -22,11 +22,11 @@ from .configuration_showattend import ShowAttendConfig
 from .deferred_linear_showattend import is_plain, product_dtype, recurrent_linear
 
 if TYPE_CHECKING:
-    # Not run: transformers copies the files that this one names in an import, so the pipeline's travels along.
+    # Never executed: transformers saves the files that this one imports, and so the pipeline's as well.
     from .pipeline_showattend import ImageCaptioningPipeline  # noqa: F401
 
 # Hard attention in training. The numbers are those of the paper's authors (section 4.1 and their code).
-EXPECTED_SHARE = 0.5  # of the images, whose captions read the expected context
+EXPECTED_SHARE = 0.5  # of images whose captions read the expected context
 ENTROPY_WEIGHT = 0.002
 BASELINE_DECAY = 0.9
 
@@ -57,9 +57,9 @@ class ShowAttendEncoder(nn.Module):
         return self.resnet[len(self.resnet) - self.config.finetune_last_stages :]
 
     def train(self, mode: bool = True) -> "ShowAttendEncoder":
-        """Freeze what is frozen. Here and not in `__init__`, since `from_pretrained` undoes a freeze made there.
+        """Set the mode and freeze the frozen stages; `from_pretrained` would undo a freeze made in `__init__`.
 
-        BatchNorm normalises with ImageNet's statistics, also while the decoder or the last stages train.
+        BatchNorm always normalises with its stored statistics, even in the stages that are trained.
         """
         super().train(mode)
         self.frozen.requires_grad_(False)
@@ -70,17 +70,17 @@ class ShowAttendEncoder(nn.Module):
         return self
 
     def frozen_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """What the frozen layers compute, which training never changes: it may be cached and given as `image_features`.
+        """Compute the frozen layers' output. Training never changes it, so it can be cached as `image_features`.
 
         Args:
-            pixel_values: (batch, 3, height, width), normalised as the image processor does it.
+            pixel_values: (batch, 3, height, width), normalised by the image processor.
 
         Returns:
             The grid (batch, positions, encoder_dim) if the whole encoder is frozen, else the output of the last
             frozen stage (batch, channels, height, width).
         """
         if pixel_values.device.type == "cpu" and pixel_values.shape[0] > 1:
-            # A CPU encodes several images faster with the channels last, and a single one slower.
+            # On a CPU, channels-last is faster for a batch and slower for a single image.
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         maps = self.frozen(pixel_values)
         return maps if self.config.finetune_last_stages else _to_grid(maps)
@@ -88,12 +88,12 @@ class ShowAttendEncoder(nn.Module):
     def forward(
         self, pixel_values: torch.Tensor | None = None, image_features: torch.Tensor | None = None, **_: Any
     ) -> BaseModelOutput:
-        """Encode images, or finish what [`frozen_features`] began.
+        """Encode images, or pass the features of [`frozen_features`] through the remaining stages.
 
         Args:
             pixel_values: (batch, 3, height, width).
-            image_features: (batch, positions, encoder_dim), taken as they are, or (batch, channels, height, width),
-                the output of the last frozen stage, which then goes through the fine-tuned ones.
+            image_features: (batch, positions, encoder_dim), returned unchanged; or the output of the last frozen
+                stage (batch, channels, height, width), which goes through the fine-tuned ones.
 
         Returns:
             BaseModelOutput whose `last_hidden_state` is (batch, positions, encoder_dim), the grid row by row.
@@ -106,7 +106,7 @@ class ShowAttendEncoder(nn.Module):
             image_features = self.frozen_features(pixel_values.to(dtype))
         assert image_features is not None
         if image_features.ndim == 4:
-            # Batches of maps come from training, whose convolutions are faster with the channels last.
+            # Feature maps come from training, where convolutions are faster with channels last.
             maps = image_features.to(dtype).contiguous(memory_format=torch.channels_last)
             image_features = _to_grid(self.finetuned(maps))
         if image_features.ndim != 3 or image_features.shape[-1] != self.config.encoder_dim:
@@ -139,43 +139,43 @@ class ShowAttendAttention(nn.Module):
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, drawn: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Look at every image once for each of its captions.
+        """Attend to each image, once for each of its captions.
 
         Args:
-            query: W(h), (captions, attention_dim). An image's captions stand together, equally many for each.
+            query: W(h), (captions, attention_dim), grouped by image; every image has the same number of captions.
             key: U(features), (images, positions, attention_dim).
-            value: What is summed, (images, positions, channels).
-            drawn: With hard attention in training, whether an image's captions look at a position drawn from the
-                weights or read the expected context, bool (images,).
+            value: The vectors to sum, (images, positions, channels).
+            drawn: For hard attention in training: bool (images,), whether an image's captions look at a drawn position
+                or read the expected context.
 
         Returns:
-            The context (captions, channels), the weights, (captions, positions), and if `drawn` is given, 1 at the
-            position that a caption looked at and 0 elsewhere, (captions, positions).
+            The context (captions, channels), the weights (captions, positions), and, if `drawn` is given, the drawn
+            positions as one-hot rows (captions, positions).
         """
         images, positions, _ = value.shape
-        query = query.view(images, -1, 1, query.shape[-1])  # (images, captions of each, 1, attention_dim)
-        scores = self.A(torch.tanh(key.unsqueeze(1) + query)).squeeze(-1)  # (images, captions of each, positions)
+        query = query.view(images, -1, 1, query.shape[-1])  # (images, captions per image, 1, attention_dim)
+        scores = self.A(torch.tanh(key.unsqueeze(1) + query)).squeeze(-1)  # (images, captions per image, positions)
         weights = scores.softmax(dim=-1)
-        looks, choice = weights, None
+        applied, choice = weights, None
         if drawn is not None:
             position = torch.multinomial(weights.detach().float().flatten(0, 1), 1).view(*weights.shape[:2], 1)
             drawn = drawn.view(-1, 1, 1)
             choice = torch.zeros_like(weights).scatter(-1, position, 1) * drawn
-            looks = torch.where(drawn, choice, weights)
+            applied = torch.where(drawn, choice, weights)
         elif self.config.likeliest_position and not self.training:
-            looks = torch.zeros_like(weights).scatter(-1, weights.argmax(dim=-1, keepdim=True), 1)
-        context = looks.to(value.dtype) @ value  # (images, captions of each, channels)
+            applied = torch.zeros_like(weights).scatter(-1, weights.argmax(dim=-1, keepdim=True), 1)
+        context = applied.to(value.dtype) @ value  # (images, captions per image, channels)
         choice = None if choice is None else choice.reshape(-1, positions)
         return context.flatten(0, 1), weights.reshape(-1, positions), choice
 
 
 class ImageMemory(NamedTuple):
-    """What the decoder computes once an image and reads at every step; an image's captions share it."""
+    """What the decoder computes once per image and reads at every step; an image's captions share it."""
 
     key: torch.Tensor  # U(features), (images, positions, attention_dim)
-    value: torch.Tensor  # the features, (images, positions, encoder_dim), or what `project` makes of them
-    projected: bool  # which of the two `value` is
-    drawn: torch.Tensor | None = None  # (images,): as [`ShowAttendAttention`] takes it
+    value: torch.Tensor  # the features, (images, positions, encoder_dim), or `project(features)`
+    projected: bool  # whether `value` is projected
+    drawn: torch.Tensor | None = None  # (images,), see [`ShowAttendAttention`]
 
 
 State = tuple[torch.Tensor, torch.Tensor]  # h and c, (captions, decoder_dim) each
@@ -184,11 +184,11 @@ State = tuple[torch.Tensor, torch.Tensor]  # h and c, (captions, decoder_dim) ea
 class ShowAttendDecoder(nn.Module):
     """An LSTM cell that reads the last token and the attended features, and predicts the next token.
 
-    [`start`] computes what depends on the image alone, and [`unroll`] makes steps from there: all of a caption at once
-    in training, one after the other in generation and in an exported graph.
+    [`start`] computes what depends on the image alone; [`unroll`] runs the steps from there: all steps of a caption in
+    one call in training, one step per call in generation and in an exported graph.
     """
 
-    baseline: torch.Tensor  # of hard attention: a moving average of a token's log likelihood, 0 before the first batch
+    baseline: torch.Tensor  # hard attention's moving average of a token's log likelihood, 0 before the first batch
 
     def __init__(self, config: ShowAttendConfig) -> None:
         super().__init__()
@@ -211,26 +211,26 @@ class ShowAttendDecoder(nn.Module):
     def forward(
         self, features: torch.Tensor, input_ids: torch.Tensor, cache: "ShowAttendCache | None" = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Run the LSTM over `input_ids`, from the cache's state if it has one, and leave the last state there.
+        """Run the LSTM over `input_ids`, from the cache's state if it has one, and store the last state in the cache.
 
         Args:
             features: (images, positions, encoder_dim).
             input_ids: (captions, steps), where captions is a multiple of images.
-            cache: Carries the memory and the state from one call of `generate`'s loop to the next.
+            cache: Carries the memory and the state from one step of `generate` to the next.
 
         Returns:
-            What the output layer reads, (captions, steps, units), the attention, (captions, steps, positions), and with
-            hard attention in training the positions that were drawn, likewise.
+            The output layer's input (captions, steps, units), the attention (captions, steps, positions), and, with
+            hard attention in training, the drawn positions (captions, steps, positions).
         """
-        images, captions = features.shape[0], input_ids.shape[0]  # not len(), which an exported graph would fix
+        images, captions = features.shape[0], input_ids.shape[0]  # len() would become a constant in an exported graph
         if images == 0 or captions % images:
             raise ValueError(f"{captions} captions cannot be shared out evenly among {images} images.")
         if cache is not None and cache.get_seq_length() > 0:
             memory, state = cache.memory, cache.state
             if (memory.key.shape[0], state[0].shape[0]) != (images, captions):
                 raise ValueError(
-                    f"The state is of {state[0].shape[0]} captions of {memory.key.shape[0]} images, but {captions} "
-                    f"captions of {images} images are given."
+                    f"The state is that of {state[0].shape[0]} captions of {memory.key.shape[0]} images, but "
+                    f"{captions} captions of {images} images are given."
                 )
         else:
             memory, state = self.start(features, captions // images, project=cache is not None)
@@ -240,21 +240,21 @@ class ShowAttendDecoder(nn.Module):
         return outputs, attentions, choices
 
     def start(self, features: torch.Tensor, captions: int = 1, project: bool = False) -> tuple[ImageMemory, State]:
-        """The memory of the images, and the state from which their captions begin.
+        """Compute the memory of the images and the initial state of their captions.
 
         Args:
             features: (images, positions, encoder_dim).
-            captions: How many each image is to have.
-            project: [`project`] the features, as pays where captions are generated token by token. Where a module that
-                has a part in it was replaced or hooked, the features stay as they are: the captions are the same.
+            captions: The number of captions per image.
+            project: [`project`] the features, which is faster when captions are generated token by token. Features stay
+                unprojected if a module that takes part was replaced or hooked; the captions are the same.
 
         Returns:
-            The memory, and h and c, (images * captions, decoder_dim) each.
+            The memory, and h and c, each (images * captions, decoder_dim).
         """
-        # Autocast would cast the features again at every step.
+        # Cast once: autocast would cast the features at every step.
         features = features.to(self._product_dtype())
         if self.training and self.config.feature_dropout:
-            # An image loses the same channels at every position: its grid as a whole is what could be memorised.
+            # Drop the same channels at every position: the model could memorise an image from any of them.
             features = features * F.dropout(torch.ones_like(features[:, :1]), self.config.feature_dropout)
         key = self.attention.U(features)  # (images, positions, attention_dim)
         project = project and is_plain(self.lstm_cell, nn.LSTMCell)
@@ -269,16 +269,16 @@ class ShowAttendDecoder(nn.Module):
     def unroll(
         self, input_ids: torch.Tensor, memory: ImageMemory, state: State
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, State]:
-        """One step for each token.
+        """Run one step for each token.
 
         Args:
             input_ids: (captions, steps).
-            memory: Of the images, as [`start`] gives it.
-            state: h and c, (captions, decoder_dim) each.
+            memory: The images' memory from [`start`].
+            state: h and c, each (captions, decoder_dim).
 
         Returns:
-            What the output layer reads, (captions, steps, units), the attention, (captions, steps, positions), the
-            positions that were drawn, likewise, if the memory says so, and the state after the last step.
+            The output layer's input (captions, steps, units), the attention (captions, steps, positions), the drawn
+            positions (captions, steps, positions) if `memory.drawn` is given, and the state after the last step.
         """
         words = self.embedding(input_ids)  # (captions, steps, embed_size)
         if self.training and self.config.word_dropout:
@@ -317,15 +317,16 @@ class ShowAttendDecoder(nn.Module):
         query: Callable[[torch.Tensor], torch.Tensor],
         cell: "_SplitCell | _WholeCell",
     ) -> tuple[State, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Look at the image and read a token.
+        """Attend to the image and read a token.
 
         Args:
-            word: What the cell's `read` made of the token, (captions, ...).
-            query: W, and `cell` the LSTM cell, in the forms that [`unroll`] gives them.
+            word: The token as the cell's `read` returns it, (captions, ...).
+            query: The attention's W, as a function of h.
+            cell: The LSTM cell.
 
         Returns:
-            The new state, the context, (captions, channels), the attention, (captions, positions), and the position
-            that was drawn, likewise, if the memory says so.
+            The new state, the context (captions, channels), the attention (captions, positions), and the drawn position
+            (captions, positions) if `memory.drawn` is given.
         """
         context, attention, choice = self.attention(query(state[0]), memory.key, memory.value, memory.drawn)
         if self.config.context_gate:
@@ -333,15 +334,16 @@ class ShowAttendDecoder(nn.Module):
         return cell(word, context, state), context, attention, choice
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
-        """What each position contributes to the gates and the output: attention's sum of these is that of its sum.
+        """Project each position to its share of the gates and the output.
 
-        A caption generated token by token would fetch these large weights from memory for every token.
+        Projections are linear, so the attended sum of projections equals the projection of the attended sum. Projecting
+        once per image saves reading these large weights from memory at every generated token.
 
         Args:
             features: (images, positions, encoder_dim).
 
         Returns:
-            Their share of the LSTM's gates and, with a deep output, of what the output layer reads:
+            Their share of the LSTM's gates and, with `deep_output`, of the output layer's input:
             (images, positions, 4 decoder_dim [+ embed_size]).
         """
         gates = F.linear(features, self.lstm_cell.weight_ih[:, self.config.embed_size :])
@@ -353,7 +355,7 @@ class ShowAttendDecoder(nn.Module):
 
 
 class _SplitCell:
-    """An LSTM cell as three products: that of the tokens does not wait for the state, and is one for all steps."""
+    """An LSTM cell as three products; the tokens' product does not depend on the state and covers all steps at once."""
 
     def __init__(self, cell: nn.LSTMCell, embed_size: int, projected: bool) -> None:
         self.word_weight, context_weight = cell.weight_ih[:, :embed_size], cell.weight_ih[:, embed_size:]
@@ -378,7 +380,7 @@ class _SplitCell:
 
 
 class _WholeCell:
-    """An LSTM cell called as the module it is, so that what was replaced or hooked takes part."""
+    """An LSTM cell called as a module, so that replacements (LoRA, quantisation) and hooks take effect."""
 
     def __init__(self, cell: nn.Module) -> None:
         self.cell = cell
@@ -391,17 +393,16 @@ class _WholeCell:
         return h, c
 
 
-# What follows uses inner parts of transformers, as they are in 5.4 to 5.24, and nothing else in this file does: when
-# one of them is renamed, this is the place to change.
+# Everything that depends on transformers' internals (as of 5.4 to 5.24) follows here.
 
-# The name of the state in `generate` and in outputs: `past_key_values` up to 5.23. Later versions warn of the old name.
+# The state's name in `generate` and in outputs: `past_key_values` up to 5.23; later versions warn about it.
 STATE = "cache" if "cache" in Seq2SeqLMOutput.__dataclass_fields__ else "past_key_values"
 
 
 class LSTMState(CacheLayerMixin):
-    """h and c under the names that the library's caches use (`keys`, `values`), so that it reorders them itself.
+    """h and c under the names of transformers' caches (`keys`, `values`).
 
-    A beam that overtakes another must take its state along: `Cache.reorder_cache` does that for these two tensors.
+    So `Cache.reorder_cache` makes each state follow its beam.
     """
 
     supports_early_init = False
@@ -443,10 +444,10 @@ class LSTMState(CacheLayerMixin):
 
 
 class ShowAttendCache(Cache):
-    """What `generate` carries from step to step: the LSTM's state, and the memory of the images."""
+    """What `generate` carries from step to step: the LSTM's state and the images' memory."""
 
     memory: ImageMemory
-    tokens_read: torch.Tensor | None = None  # by the state, (captions, steps): known where `generate` made it
+    tokens_read: torch.Tensor | None = None  # (captions, steps); set by `generate` alone
 
     def __init__(self) -> None:
         self.lstm = LSTMState()
@@ -465,13 +466,13 @@ class ShowAttendCache(Cache):
 
 
 class ShowAttendGenerationMixin(GenerationMixin):
-    """What `generate` has to know of a model whose state is an LSTM's."""
+    """Adapts `generate` to a model whose state is an LSTM's."""
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self, input_ids: torch.Tensor, encoder_outputs: Any = None, use_cache: bool | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        # What `forward` takes, and no other argument of `generate`. Of the tokens only those that the state has not
-        # read: the library finds them by an attention mask, and an LSTM has none.
+        # Pass only what `forward` takes, and only the tokens that the state has not read: transformers would find them
+        # by the attention mask, which an LSTM does not have.
         state = kwargs.get(STATE)
         if state is None:
             state = ShowAttendCache() if use_cache is not False else None
@@ -488,13 +489,12 @@ class ShowAttendGenerationMixin(GenerationMixin):
     def _expand_inputs_for_generation(  # type: ignore[override]
         self, expand_size: int = 1, is_encoder_decoder: bool = True, input_ids: Any = None, **model_kwargs: Any
     ) -> tuple[torch.Tensor, dict[str, Any]]:
-        # Beams and samples multiply the captions and not the images: the decoder shares an image's memory among its
-        # captions, so no copy is made.
+        # Repeat the captions for beams and samples, not the images: the captions of an image share its memory.
         return input_ids.repeat_interleave(expand_size, dim=0), model_kwargs
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # the cache is made by `prepare_inputs_for_generation`
+        return False  # `prepare_inputs_for_generation` makes the cache
 
 
 class ShowAttendPreTrainedModel(PreTrainedModel):
@@ -503,18 +503,18 @@ class ShowAttendPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ["image", "text"]
     _no_split_modules = ["ShowAttendEncoder", "ShowAttendDecoder"]
-    # An LSTM cannot take a step back, as assisted generation does where a guess was wrong: `generate` then refuses it.
+    # Makes `generate` refuse assisted generation, which steps back after a wrong guess: an LSTM cannot.
     _is_stateful = True
-    # Hard attention goes on from weights of soft attention, and the other way round.
+    # Hard attention loads weights of soft attention, and vice versa.
     _keys_to_ignore_on_load_missing = [r"decoder\.baseline"]
     _keys_to_ignore_on_load_unexpected = [r"decoder\.baseline"]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, but weights are read from safetensors alone: a pickle can run code when it is loaded.
+        """As in transformers, but only from safetensors: loading a pickle can run code.
 
         Raises:
-            OSError: If there are none, or they could not be downloaded.
+            OSError: If there are no safetensors weights, or they could not be downloaded.
         """
         name = pretrained_model_name_or_path
         try:
@@ -530,8 +530,8 @@ class ShowAttendPreTrainedModel(PreTrainedModel):
             raise OSError(f"{name} {reason}.") from error
 
     def _init_weights(self, module: nn.Module) -> None:
-        # torch's own initialisation, as in the write-up; transformers has guarded its functions, so that weights
-        # which were loaded stay. A BatchNorm writes its statistics in place, and is left to transformers.
+        # torch's own initialisation, as in the write-up. transformers guards torch's init functions, so loaded weights
+        # stay; BatchNorm resets its statistics in place, past that guard, and is left to transformers.
         if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding | nn.LSTMCell):
             module.reset_parameters()
         elif isinstance(module, ShowAttendDecoder):
@@ -544,7 +544,7 @@ class ShowAttendPreTrainedModel(PreTrainedModel):
 class ShowAttendForConditionalGeneration(ShowAttendPreTrainedModel, ShowAttendGenerationMixin):
     """The captioner: [`ShowAttendEncoder`] and [`ShowAttendDecoder`], with transformers' `generate`."""
 
-    accepts_loss_kwargs = True  # Trainer then passes `num_items_in_batch`
+    accepts_loss_kwargs = True  # so that Trainer passes `num_items_in_batch`
 
     def __init__(self, config: ShowAttendConfig) -> None:
         super().__init__(config)
@@ -588,22 +588,22 @@ class ShowAttendForConditionalGeneration(ShowAttendPreTrainedModel, ShowAttendGe
 
         Args:
             pixel_values: (images, 3, height, width).
-            image_features: In their place, precomputed features, as [`ShowAttendEncoder.frozen_features`] gives
-                them: (images, positions, encoder_dim).
+            image_features: Instead of `pixel_values`, features from [`ShowAttendEncoder.frozen_features`]:
+                (images, positions, encoder_dim), or the maps of the last frozen stage.
             encoder_outputs: Or the encoder's output, whose first entry is (images, positions, encoder_dim).
-            decoder_input_ids: (captions, steps), each starting with `[CLS]`; made from `labels` if absent. There may
-                be several captions for each image: then those of the first image come first.
+            decoder_input_ids: (captions, steps), each starting with `[CLS]`; made from `labels` if absent. If
+                there are several captions per image, they are grouped by image, in the order of the images.
             labels: (captions, steps), the tokens after `[CLS]`, the last of them `[SEP]`; -100 is ignored.
-            past_key_values, cache: The state to go on from, under either of the names that transformers has for it.
+            past_key_values, cache: The state to continue from; transformers has two names for it.
             use_cache: Whether to return the state after the last step.
-            num_items_in_batch: Divide the summed loss by this and not by the number of labels here, so that the
-                losses of several small batches add up to the loss of one large batch.
-            skip_logits: Compute the logits of real labels only, for the loss, and return none. If it is left out: in
-                training mode with labels.
+            num_items_in_batch: Divide the summed loss by this instead of by the number of labels in this call, so
+                that the losses of micro-batches add up to the loss of the whole batch.
+            skip_logits: Compute logits only at real labels, for the loss, and return none. By default True in training
+                mode.
             attention_mask: Ignored: every position of an image is real.
-            decoder_attention_mask: Ignored, as the LSTM reads from left to right: padding after a caption changes none
-                of its logits. Padding before it is an error.
-            output_attentions: Ignored: the attention is always returned, as it is computed in any case.
+            decoder_attention_mask: Padding after a caption needs no mask, as the LSTM reads from left to right. Padding
+                before it is an error.
+            output_attentions: Ignored: the attention is always returned.
             output_hidden_states: Ignored.
 
         Returns:
@@ -663,9 +663,9 @@ class ShowAttendForConditionalGeneration(ShowAttendPreTrainedModel, ShowAttendGe
         smoothing = self.config.label_smoothing if self.training else 0.0
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="sum")
         if self.training and self.config.doubly_stochastic_penalty:
-            looks = (attentions.float() * real.unsqueeze(-1)).sum(dim=1)  # (captions, positions)
-            looks = looks[real.any(dim=1)]  # an empty row of a padded batch is no caption
-            loss = loss + self.config.doubly_stochastic_penalty * (1 - looks).square().sum()
+            totals = (attentions.float() * real.unsqueeze(-1)).sum(dim=1)  # (captions, positions)
+            totals = totals[real.any(dim=1)]  # rows without labels only pad the batch
+            loss = loss + self.config.doubly_stochastic_penalty * (1 - totals).square().sum()
         if choices is not None:
             log_likelihoods = -F.cross_entropy(logits.detach().float(), labels, reduction="none")
             loss = loss - self._attention_gain(log_likelihoods, attentions.float(), choices, real)
@@ -678,10 +678,10 @@ class ShowAttendForConditionalGeneration(ShowAttendPreTrainedModel, ShowAttendGe
         choices: torch.Tensor,  # (captions, steps, positions)
         real: torch.Tensor,  # (captions, steps)
     ) -> torch.Tensor:
-        """What trains the weights from which positions were drawn: the last two terms of section 4.1's learning rule.
+        """The REINFORCE and entropy terms that train hard attention's weights (end of section 4.1 of the paper).
 
-        A drawn position becomes likelier if its caption did: if its log likelihood lies above a moving average of
-        earlier batches, kept per token as captions differ in length. The second term is the entropy of the weights.
+        Drawn positions become more likely if their caption's log likelihood exceeds the baseline, a moving average over
+        earlier batches. The baseline is per token, because captions differ in length.
         """
         log_weights = attentions.clamp(min=1e-10).log()
         log_choices = ((choices * log_weights).sum(dim=-1) * real).sum(dim=1)  # (captions,), 0 if none was drawn
@@ -743,7 +743,7 @@ class ShowAttendForConditionalGeneration(ShowAttendPreTrainedModel, ShowAttendGe
 
 
 def _check_continues(state: ShowAttendCache, tokens: torch.Tensor | None) -> None:
-    """A state is continued by the caption that led to it and what comes after it."""
+    """Raise ValueError unless `tokens` are those that the state has read, followed by new ones."""
     steps = state.get_seq_length()
     if state.lstm.reordered:
         raise ValueError("The state of a beam search cannot be continued: its rows are not those of the captions.")
@@ -756,7 +756,7 @@ def _check_continues(state: ShowAttendCache, tokens: torch.Tensor | None) -> Non
 
 
 def generated_attentions(outputs: Any) -> torch.Tensor:
-    """Where each generated token looked, for greedy search, sampling and the surviving beams alike.
+    """The attention before each generated token, for greedy search, sampling and the returned beams alike.
 
     Args:
         outputs: What `generate(..., return_dict_in_generate=True, output_attentions=True)` returned.

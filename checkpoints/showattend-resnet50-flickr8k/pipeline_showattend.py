@@ -17,10 +17,10 @@ class ImageCaptioningPipeline(Pipeline):
     ```
 
     An image is anything that the image processor reads: a path, an http(s) URL, a PIL image, an array, bytes, an open
-    file. `prefix` is how the caption begins. All other arguments go to `generate`.
+    file. The caption begins with `prefix`. All other arguments go to `generate`.
     """
 
-    _load_processor: Any = True  # and nothing else: it holds the image processor and the tokenizer
+    _load_processor: Any = True  # it holds the image processor and the tokenizer
     _load_image_processor: Any = False
     _load_feature_extractor: Any = False
     _load_tokenizer: Any = False
@@ -39,13 +39,13 @@ class ImageCaptioningPipeline(Pipeline):
     def _forward(self, model_inputs: BatchFeature, **generate_kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         sequences = self.model.generate(**model_inputs, **generate_kwargs)
         images = len(model_inputs["pixel_values"])
-        return {"sequences": sequences.view(images, -1, sequences.shape[-1])}  # (images, captions of each, tokens)
+        return {"sequences": sequences.view(images, -1, sequences.shape[-1])}  # (images, captions per image, tokens)
 
     def postprocess(self, model_outputs: dict[str, Any]) -> list[dict[str, str]]:  # type: ignore[override]
         captions = self.processor.batch_decode(model_outputs["sequences"].flatten(0, 1), skip_special_tokens=True)
         return [{"generated_text": caption} for caption in captions]
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Save the model and the processor, from which the pipeline can be loaded again."""
+        """Save the model and the processor to a folder from which the pipeline can be loaded."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)

@@ -1,4 +1,4 @@
-"""The processor: images and texts to what the captioner's `forward` and `generate` take."""
+"""The processor: turns images and texts into the inputs of `forward` and `generate`."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 from transformers import BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin, TensorType
 from transformers.processing_utils import ProcessingKwargs
 
-IGNORED = -100  # the label that the loss leaves out
+IGNORED = -100  # the label that the loss ignores
 DEFAULTS: dict[str, dict[str, Any]] = {"text_kwargs": {"padding": True, "max_length": 30}}
 
 
@@ -48,30 +48,29 @@ class ShowAttendProcessor(ProcessorMixin):
         text_target: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Prepares a batch; every output has the batch as its first dimension, also for a single image.
+        """Prepares a batch; the first dimension of every output is the batch, even for a single image.
 
         Args:
             images: An image or a batch of images, of any kind that [`ShowAttendImageProcessor`] reads.
-            text: How the captions are to begin, for `generate`: one prefix for all images or one each. An empty
-                prefix gives `[CLS]` alone.
-            text_target: The captions to learn, one for each image.
-            kwargs: By themselves or in `images_kwargs`, `text_kwargs` and `common_kwargs`, as transformers' processors
-                take them:
-                - max_length (30): How many tokens of a caption to learn are kept, `[CLS]` and `[SEP]` counted.
-                - padding (True): How the captions to learn are padded: to the longest, or `"max_length"`.
+            text: What generated captions begin with: one prefix for all images or one per image. An empty prefix
+                gives `[CLS]` alone.
+            text_target: The captions to train on, one per image.
+            kwargs: Directly or in `images_kwargs`, `text_kwargs` and `common_kwargs`, as in transformers' processors:
+                - max_length (30): Target captions are cut to this many tokens, including `[CLS]` and `[SEP]`.
+                - padding (True): Pad target captions to the longest, or to `"max_length"`.
                 - return_tensors: `"pt"`, `"np"`, or None for lists.
                 - Options of the image processor.
 
         Returns:
-            BatchFeature with, of what was asked for,
+            BatchFeature with those of the following that were requested:
             - pixel_values: float32 (batch, 3, height, width).
             - decoder_input_ids: int64 (batch, prefix length), `[CLS]` and the prefix without `[SEP]`.
-            - labels: int64 (batch, caption length), the caption and `[SEP]`; no `[CLS]`, from which the decoder starts
-              anyway; -100 where padded.
+            - labels: int64 (batch, caption length), the caption and `[SEP]`, without `[CLS]`, from which the decoder
+              starts; -100 where padded.
 
         Raises:
-            ValueError: Nothing was given, the numbers of images and texts differ, or the prefixes of one batch differ
-                in length: an LSTM reads every input and cannot skip padding.
+            ValueError: Nothing was given, the numbers of images and texts differ, or the prefixes of a batch differ in
+                length: an LSTM cannot skip padding.
             TypeError: An argument is unknown.
             OSError: An image cannot be read.
         """
@@ -99,7 +98,7 @@ class ShowAttendProcessor(ProcessorMixin):
         common_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The arguments of the images and those of the text; transformers' own function ignores unknown ones."""
+        """Split the arguments between images and text; transformers' own function ignores unknown ones."""
         given = {"images_kwargs": images_kwargs or {}, "text_kwargs": text_kwargs or {}}
         known = {
             "images_kwargs": set(self.image_processor.valid_kwargs.__annotations__),
@@ -120,7 +119,7 @@ class ShowAttendProcessor(ProcessorMixin):
         return merged[0], merged[1]
 
     def _prefix_ids(self, prefixes: list[str]) -> list[list[int]]:
-        # split_special_tokens: a "[SEP]" typed in a text is text.
+        # split_special_tokens: a literal "[SEP]" in the text is ordinary text.
         encoded = self.tokenizer(prefixes, add_special_tokens=False, split_special_tokens=True)
         lengths = sorted({len(ids) for ids in encoded["input_ids"]})
         if len(lengths) > 1:
@@ -146,7 +145,7 @@ class ShowAttendProcessor(ProcessorMixin):
         ]
 
     def decode(self, *args: Any, **kwargs: Any) -> Any:
-        """The tokenizer's `decode`, with what WordPiece splits put together: a man's t-shirt, not man ' s t - shirt."""
+        """The tokenizer's `decode`, with split words joined: a man's t-shirt, not a man ' s t - shirt."""
         decoded = super().decode(*args, **kwargs)
         return _joined(decoded) if isinstance(decoded, str) else [_joined(text) for text in decoded]
 

@@ -1,4 +1,4 @@
-"""What training and evaluation measure: the caption metrics of the field, plain statistics, and rewards for training.
+"""Caption metrics, caption statistics, and rewards for training.
 
 `caption_metrics.py` is also a module for `evaluate.load`, which takes the file's path (`CAPTION_METRICS`).
 """

@@ -29,11 +29,11 @@ class Difference(NamedTuple):
 
 
 def confidence_intervals(metrics: Mapping[str, Metric], seed: int = 0) -> dict[str, tuple[float, float]]:
-    """The 95 % percentile interval of each score, in the scale of [`score_captions`].
+    """The 95 % percentile interval of each score, on the scale of [`score_captions`].
 
     Args:
-        metrics: Of [`caption_metrics`].
-        seed: Of the resampling.
+        metrics: As [`caption_metrics`] returns them.
+        seed: Seeds the resampling.
     """
     return {name: _interval(scores) for name, scores in _bootstrap(metrics, seed).items()}
 
@@ -41,14 +41,14 @@ def confidence_intervals(metrics: Mapping[str, Metric], seed: int = 0) -> dict[s
 def paired_differences(
     metrics: Mapping[str, Metric], others: Mapping[str, Metric], seed: int = 0
 ) -> dict[str, Difference]:
-    """The difference of the scores that both have, `metrics` minus `others`, with its 95 % percentile interval.
+    """The differences of the shared scores, `metrics` minus `others`, with their 95 % percentile intervals.
 
-    The same images are drawn for both, so that what makes an image hard for both cancels out.
+    Both are resampled over the same images, so that the difficulty of an image cancels out.
 
     Args:
-        metrics: Of [`caption_metrics`].
+        metrics: As [`caption_metrics`] returns them.
         others: The same for other captions of the same images, in the same order.
-        seed: Of the resampling.
+        seed: Seeds the resampling.
     """
     metrics = {name: metric for name, metric in metrics.items() if name in others}
     scores, other_scores = _bootstrap(metrics, seed), _bootstrap({name: others[name] for name in metrics}, seed)

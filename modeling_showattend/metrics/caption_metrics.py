@@ -11,8 +11,8 @@ from modeling_showattend.metrics.scores import score_captions
 _DESCRIPTION = "BLEU-1 to BLEU-4, METEOR, ROUGE-L, CIDEr and SPICE as pycocoevalcap computes them, times 100."
 _INPUTS = """
 Args:
-    predictions (list[str]): one caption an image.
-    references (list[list[str]]): the captions people wrote for each image, any number of them.
+    predictions (list[str]): one caption per image.
+    references (list[list[str]]): the reference captions of each image, any number of them.
 Returns:
     dict[str, float]: see score_captions.
 """
@@ -26,7 +26,7 @@ _CITATION = """@article{chen2015microsoft,
 
 
 class CaptionMetrics(evaluate.Metric):
-    """`score_captions` for `evaluate`: predictions are a list of captions, references a list of lists of captions."""
+    """`score_captions` for `evaluate`: takes a list of predicted captions and a list of lists of references."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

@@ -1,4 +1,4 @@
-"""METEOR of exact matches, in Python, for rewards of captions of the training images.
+"""METEOR with exact matches only, in Python, as a reward in training.
 
 The formula of METEOR 1.5 (Denkowski and Lavie, 2014, https://aclanthology.org/W14-3348) with its parameters for
 English, without the stems, synonyms and paraphrases that need its Java program.
@@ -22,7 +22,7 @@ FUNCTION_WORDS = frozenset(_WORDS.split())
 
 
 class ExactMeteor:
-    """METEOR of captions, whose words match equal words of a reference only.
+    """METEOR in which a word matches only equal words of a reference.
 
     Args:
         references: image id -> its captions.
@@ -35,7 +35,7 @@ class ExactMeteor:
         }
 
     def score(self, image_ids: Sequence[str], captions: Sequence[str]) -> NDArray[np.float32]:
-        """The best score of each caption against any of its image's references: float32 (B,), from 0 to 1."""
+        """Each caption's best score over its image's references: float32 (B,), from 0 to 1."""
         pairs = zip(image_ids, tokenize_in_python(captions), strict=True)
         return np.array(
             [max(_score(caption.split(), own) for own in self._references[image_id]) for image_id, caption in pairs],
@@ -44,9 +44,9 @@ class ExactMeteor:
 
 
 class CiderMeteorReward(CiderDReward):
-    """CIDEr-D, which goes to 10, and `meteor_weight` times METEOR of exact matches, which goes to 1.
+    """CIDEr-D (0 to 10) plus `meteor_weight` times METEOR with exact matches (0 to 1).
 
-    CIDEr-D alone rewards short captions in few words; METEOR counts most what a caption leaves out.
+    CIDEr-D alone favours short captions and a small vocabulary; METEOR weighs recall more than precision.
     """
 
     def __init__(self, references: Mapping[str, Sequence[str]], meteor_weight: float) -> None:

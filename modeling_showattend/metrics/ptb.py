@@ -1,10 +1,10 @@
-"""Penn Treebank tokenisation of captions as pycocoevalcap does it: by Stanford's tokenizer in Java, and in Python.
+"""Penn Treebank tokenisation of captions as pycocoevalcap does it: by Stanford's tokenizer in Java, or in Python.
 
-`tokenize_in_python` does without Java what `tokenize` does with it. Of the 35,000 captions of Flickr8k the two treat
-none differently; 3 of them once all are in lower case (`u.`, where Java keeps the full stop), 2 once the blanks before
-punctuation are gone (`slip'n' slide`), 5 after both. BLEU, ROUGE-L and CIDEr of each 5th caption against the first 4,
-over the 1000 development images, were the same to the last digit in all four cases. Not imitated is what captions
-hardly hold: web addresses, mark-up, `'tis`, currency signs (Java writes # for the pound).
+`tokenize_in_python` imitates `tokenize` without Java. On the 35,000 captions of Flickr8k the two agree; they differ on
+3 if the captions are lower-cased first (`u.`, where Java keeps the full stop), on 2 if spaces before punctuation are
+removed (`slip'n' slide`), and on 5 after both. BLEU, ROUGE-L and CIDEr of each 5th caption against the first 4, over
+the 1000 development images, were the same to the last digit in all four cases. Not imitated is what captions rarely
+contain: web addresses, mark-up, `'tis`, currency signs (Java writes # for the pound).
 """
 
 import functools
@@ -19,22 +19,22 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# pycocoevalcap's list. It spells brackets in upper case while its tokenizer writes -lrb-: they stay, there and here.
+# pycocoevalcap's list. Its brackets are upper case but its tokenizer writes -lrb-, so brackets stay; here as well.
 PUNCTUATION = frozenset(
     ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
 )
-JAVA_TIMEOUT = 600.0  # seconds after which a Java process counts as hung; it tokenises 35,000 captions in one
+JAVA_TIMEOUT = 600.0  # seconds after which a Java process counts as hung; tokenising 35,000 captions takes one second
 
 _TYPOGRAPHY = str.maketrans('‘’"“”–—…', "''      ")  # noqa: RUF001 - quotation marks and dashes are punctuation
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
-_CONTRACTION = re.compile(  # the places where one written word is two Treebank words: dog|'s, do|n't, can|not, gon|na
+_CONTRACTION = re.compile(  # where a written word is two Treebank tokens: dog|'s, do|n't, can|not, gon|na
     r"(?<=\w)(?='(?:s|m|d|ll|re|ve)\b|n't\b)"
     r"|(?<=\bcan)(?=not\b)|(?<=\bgon)(?=na\b)|(?<=\bwan)(?=na\b)|(?<=\bgot)(?=ta\b)|(?<=\bgim)(?=me\b)|(?<=\blem)(?=me\b)",
     re.IGNORECASE,
 )
 _TOKEN = re.compile(
-    r"(?:mr|mrs|ms|dr|st|jr|sr|vs|etc)\.(?!\w)"  # abbreviations keep their full stop,
-    r"|(?:[a-z]\.){2,}|(?-i:\b[A-Z]\.)"  # so do u.s. and an initial
+    r"(?:mr|mrs|ms|dr|st|jr|sr|vs|etc)\.(?!\w)"  # abbreviations keep their full stop, ...
+    r"|(?:[a-z]\.){2,}|(?-i:\b[A-Z]\.)"  # ... as do u.s. and an initial
     r"|'(?:s|m|d|ll|re|ve|n')(?!\w)|n't\b"
     r"|\w+(?:[-./']\w+|(?<=\d)[:,]\d+)*"  # a word, t-shirt, o'clock, 1/2, 3:30
     r"|\S",
@@ -43,7 +43,7 @@ _TOKEN = re.compile(
 
 
 def pycocoevalcap_folder() -> Path:
-    """The folder of pycocoevalcap, where its jars lie. Raises ImportError where it is not installed."""
+    """The folder of pycocoevalcap, which has its jars. Raises ImportError if it is not installed."""
     try:
         import pycocoevalcap
     except ImportError as error:
@@ -52,7 +52,7 @@ def pycocoevalcap_folder() -> Path:
 
 
 def find_java() -> str | None:
-    """The `java` on PATH, or None where there is none that runs (macOS has one that only asks to be installed)."""
+    """The `java` on PATH, or None if there is none that runs (macOS has a stub that only offers to install Java)."""
     java = shutil.which("java")
     return java if java and _runs(java) else None
 
@@ -63,7 +63,7 @@ def _runs(java: str) -> bool:
 
 
 def tokenize(captions: Sequence[str]) -> list[str]:
-    """Each caption as lower-case Treebank tokens joined by blanks, without punctuation; "" for one without a word.
+    """Each caption as lower-case Treebank tokens joined by spaces, without punctuation; "" if it has no word.
 
     Equal to pycocoevalcap's `PTBTokenizer`, in one Java call for all captions; without Java, `tokenize_in_python`.
     """
@@ -71,15 +71,15 @@ def tokenize(captions: Sequence[str]) -> list[str]:
         try:
             return _tokenize_with_java(java, captions)
         except (OSError, subprocess.SubprocessError) as error:
-            logger.warning(f"The Java tokenizer failed, the Python one takes its place: {error}")
+            logger.warning(f"The Java tokenizer failed; using the Python one: {error}")
     return tokenize_in_python(captions)
 
 
 def _tokenize_with_java(java: str, captions: Sequence[str]) -> list[str]:
-    # PTBTokenizer's own call writes into site-packages and prints to stderr; the command is the same.
+    # PTBTokenizer's wrapper writes into site-packages and prints to stderr; this runs the same command.
     jar = pycocoevalcap_folder() / "tokenizer" / "stanford-corenlp-3.4.1.jar"
     main, options = "edu.stanford.nlp.process.PTBTokenizer", ["-preserveLines", "-lowerCase"]
-    # One caption a line: whitespace of every kind inside a caption becomes a blank.
+    # One caption per line: any whitespace inside a caption becomes a space.
     text = "".join(" ".join(caption.split()) + "\n" for caption in captions)
     process = subprocess.run(
         [java, "-cp", str(jar), main, *options],
@@ -95,7 +95,7 @@ def _tokenize_with_java(java: str, captions: Sequence[str]) -> list[str]:
 
 
 def tokenize_in_python(captions: Sequence[str]) -> list[str]:
-    """What `tokenize` does, without Java; the module's docstring says how far they differ."""
+    """Like `tokenize`, without Java; the module's docstring says how they differ."""
     return [
         " ".join(
             _BRACKETS.get(word, word.lower())
@@ -109,7 +109,7 @@ def tokenize_in_python(captions: Sequence[str]) -> list[str]:
 def tokenize_references(
     references: Mapping[str, Sequence[str]], tokenizer: Callable[[Sequence[str]], list[str]]
 ) -> dict[str, list[str]]:
-    """Tokenise each image's captions; those without a word say nothing and are left out.
+    """Tokenise each image's captions, without those that have no word.
 
     Raises:
         ValueError: if an image has one string where a list of captions belongs, or no caption with a word.

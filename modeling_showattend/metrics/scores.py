@@ -2,9 +2,9 @@
 
     score_captions({"1.jpg": "a dog runs"}, {"1.jpg": ["a dog is running", "the dog runs"]})
 
-This module is the one place that scales: all scores are pycocoevalcap's times 100, as papers print them (BLEU-4 22.5,
-CIDEr 55.3). The Treebank tokenizer, METEOR and SPICE are Java programs. Without Java, METEOR and SPICE are left out and
-`ptb.tokenize_in_python` tokenizes. SPICE is scored where the Stanford models that it needs lie in pycocoevalcap
+All scores are pycocoevalcap's times 100, as papers print them (BLEU-4 22.5, CIDEr 55.3); nothing else scales them. The
+Treebank tokenizer, METEOR and SPICE are Java programs. Without Java, METEOR and SPICE are left out and
+`ptb.tokenize_in_python` tokenizes. SPICE also needs the Stanford models in pycocoevalcap's folder
 (`python -m pycocoevalcap.spice.get_stanford_models` downloads them).
 """
 
@@ -29,13 +29,13 @@ logger = logging.get_logger(__name__)
 
 Array = NDArray[np.float64]
 
-# METEOR cannot read the numbers that it wrote where the locale has decimal commas.
+# In a locale with decimal commas, METEOR cannot read its own numbers.
 _JAVA_OPTIONS = ["-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8"]
 _METEOR_MATCHERS = np.array([1.0, 0.6, 0.8, 0.6])  # weights of equal words, stems, synonyms and paraphrases
 
 
 class Metric(NamedTuple):
-    """A corpus score as a function of sums over images: what a bootstrap over images needs."""
+    """A corpus score as a function of sums over images, so that images can be resampled."""
 
     statistics: Array  # (images, statistics)
     formula: Callable[[Array], Array]  # sums over images (..., statistics) -> pycocoevalcap's score (...)
@@ -44,7 +44,7 @@ class Metric(NamedTuple):
         """The corpus score times 100.
 
         Args:
-            weights: How often each image counts, (..., images); by default once.
+            weights: How often each image counts, (..., images); once by default.
 
         Returns:
             Array of shape (...).
@@ -55,31 +55,31 @@ class Metric(NamedTuple):
 
 
 def score_captions(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """Score one caption per image against the captions that people wrote for it.
+    """Score one caption per image against the image's references.
 
     Args:
         predictions: image id -> the predicted caption, which may be empty (it scores 0).
         references: image id -> its captions, any number of them.
 
     Returns:
-        The corpus scores times 100: bleu_1, bleu_2, bleu_3, bleu_4, meteor, rouge_l, cider and, where its files are
-        there, spice. CIDEr weighs words by the images they occur in: it is 0 for a single image. Without a Java that
-        works, meteor and spice are missing and one line says so.
+        The corpus scores times 100: bleu_1, bleu_2, bleu_3, bleu_4, meteor, rouge_l, cider and, if its files are
+        installed, spice. CIDEr weighs words by the number of images they occur in: it is 0 for a single image. Without
+        a working Java, meteor and spice are missing and a warning says so.
 
     Raises:
-        ValueError: if the two do not hold the same image ids, or an image has no reference.
+        ValueError: if the image ids differ, or an image has no reference.
         ImportError: if pycocoevalcap is not installed.
 
-    1000 images with 5 captions each take 13 s of processor time: 1 s in Python, 12 s in Java, of which 8 s are METEOR's
-    start. Without Java they take 1 s.
+    1000 images with 5 captions each take 13 s of processor time: 1 s in Python, 12 s in Java, 8 s of them
+    METEOR's start-up. Without Java they take 1 s.
     """
     return {name: float(metric.score()) for name, metric in caption_metrics(predictions, references).items()}
 
 
 def caption_metrics(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, Metric]:
-    """The metrics of [`score_captions`] with their statistics of each image, in the order of `references`.
+    """The metrics of [`score_captions`] with per-image statistics, in the order of `references`.
 
-    CIDEr's document frequencies are those of all the references: they are not resampled.
+    CIDEr's document frequencies always come from all references; they are not resampled.
     """
     if not references:
         raise ValueError("There are no references to score captions against.")
@@ -150,7 +150,7 @@ def _bleu_score(sums: Array, n: int) -> Array:
 
 
 def _meteor(java: list[str], references: list[list[str]], captions: list[str]) -> Metric:
-    """pycocoevalcap's METEOR, which can wait for ever on a process that died: the same jar, the same questions."""
+    """METEOR by the same jar and protocol as pycocoevalcap's wrapper, which can wait for ever on a dead process."""
     jar = pycocoevalcap_folder() / "meteor" / "meteor-1.5.jar"
     command = [*java, "-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
     with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, encoding="utf-8") as process:
@@ -176,7 +176,7 @@ def _meteor(java: list[str], references: list[list[str]], captions: list[str]) -
     if statistics.shape[1:] != (23,):
         raise ValueError(f"it answered {rows[0]}")
     length, reference_length, chunks, matched, reference_matched = statistics[:, [0, 1, 20, 21, 22]].T
-    # A caption that is one of its references is not fragmented.
+    # A caption equal to one of its references is not fragmented.
     chunks[(chunks == 1) & (matched == length) & (reference_matched == reference_length)] = 0
     statistics[:, 20] = chunks
     return Metric(statistics, _meteor_score)

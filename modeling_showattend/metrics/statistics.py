@@ -1,4 +1,4 @@
-"""Statistics of captions that need no metric: how varied they are, and how often they repeat, break off or invent."""
+"""Statistics of captions beside the metrics: how varied they are, and how often they repeat, break off or invent."""
 
 import re
 from collections import Counter
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from .exact_meteor import FUNCTION_WORDS
 from .ptb import tokenize_in_python, tokenize_references
 
-# Words that an English caption hardly ends in: one that does was cut short.
+# Words that rarely end an English caption: one that ends in them was probably cut short.
 _DANGLING = re.compile(
     r"(?:^| )(?:a|an|the|his|its|their|of|with|in|on|at|to|for|from|into|onto|between|and|or|while|as|is|are|that)$"
 )
@@ -17,7 +17,7 @@ _TWICE_IN_A_ROW = re.compile(r"(?:^| )(\S+) \1(?: |$)")
 def caption_statistics(
     predictions: Mapping[str, str], references: Mapping[str, Sequence[str]] | None = None
 ) -> dict[str, float]:
-    """Describe captions.
+    """Describe captions by statistics.
 
     Args:
         predictions: image id -> the predicted caption.
@@ -27,14 +27,14 @@ def caption_statistics(
         distinct_words: the number of different words in all captions.
         distinct_captions: the number of different captions.
         mean_length: words per caption.
-        repeated: percent of captions with a word twice in a row, or a content word twice. Content words are all but
-            METEOR's function words. Of those that people wrote for Flickr8k, 7 do.
-        dangling: percent of captions that end in a function word such as "a", "of" or "with"; of those that people
-            wrote for Flickr8k, 0.6 do ("looking on").
-        unreferenced: percent of content words that occur in none of the image's references. It is a sign of invention
-            but not CHAIR (Rohrbach et al., 2018, https://arxiv.org/abs/1809.02156): it counts synonyms, other forms of
-            a word ("dogs" for "dog") and what the references leave out, and knows no objects. People's captions of
-            Flickr8k have 41 to 45 against the other four of the image.
+        repeated: percent of captions with a word twice in a row, or a content word twice. Content words are all words
+            except METEOR's function words. Of Flickr8k's own captions, 7 % count.
+        dangling: percent of captions that end in a function word such as "a", "of" or "with". Of Flickr8k's own
+            captions, 0.6 % count ("looking on").
+        unreferenced: percent of content words that occur in none of the image's references. It hints at hallucination
+            but is not CHAIR (Rohrbach et al., 2018, https://arxiv.org/abs/1809.02156): it has no list of objects, and
+            also counts synonyms, other forms of a word ("dogs" for "dog") and what the references leave out. Flickr8k's
+            own captions score 41 to 45 against the other four of the image.
 
     Raises:
         ValueError: if there are no captions.

@@ -1,4 +1,4 @@
-"""The order of an epoch: which captions make up which batch, for any number of processes."""
+"""The order of an epoch: which captions form which batch, for any number of processes."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -15,9 +15,9 @@ POOL = 50  # batches that are sorted by length together: a larger pool pads less
 
 @dataclass
 class Item:
-    """What is drawn at once: an image and some of its captions."""
+    """The unit of shuffling: an image and some of its captions."""
 
-    key: str  # of the image, for the cache or loader that has it
+    key: str  # the image's key in the cache or loader
     image_id: str
     labels: list[list[int]]  # the tokens of each caption, [SEP] included
 
@@ -31,7 +31,7 @@ class Batch:
     """The images and captions of one process's forward pass."""
 
     inputs: dict[str, torch.Tensor]  # image_features or pixel_values, as the model takes them: (images, ...)
-    labels: torch.Tensor  # (images * captions of each, steps), padded with -100
+    labels: torch.Tensor  # (images * captions per image, steps), padded with -100
     image_ids: list[str]
 
 
@@ -55,15 +55,15 @@ def make_items(
 
 
 class Epoch:
-    """One pass over all items in an order that `seed` and `epoch` alone decide.
+    """One pass over all items, in an order that depends on `seed` and `epoch` alone.
 
-    A step's batch is drawn for all processes together, and each takes its share: two processes see what one process
-    with twice the batch size would, and a run that resumes in the middle sees what it has not seen yet. A batch holds
-    captions of similar length, because it takes as many steps as its longest.
+    The batch of a step is drawn for all processes together and divided among them: two processes see what one process
+    with twice the batch size would, and a resumed run sees exactly the items that are left. A batch holds captions of
+    similar length, because it takes as many steps as its longest.
 
     Args:
-        items: What to draw from.
-        batch_size: Captions of one forward pass of one process.
+        items: The items to shuffle.
+        batch_size: Captions per forward pass of one process.
         micro_batches: Forward passes of one process whose gradients are accumulated before an optimizer step.
         processes: The number of processes that share a step.
         flip: Mirror each image half the time.
@@ -103,7 +103,7 @@ class Epoch:
         return len(self.steps)
 
     def num_labels(self, step: int) -> int:
-        """The number of labels in the step on all processes together, by which its summed loss is divided."""
+        """The number of labels in the step on all processes, by which the summed loss is divided."""
         return sum(len(labels) for number in self.steps[step] for labels in self.items[number].labels)
 
     def share_of(self, step: int, process: int) -> Iterator[list[tuple[Item, bool]]]:
@@ -143,7 +143,7 @@ def collate(drawn: Sequence[tuple[Item, bool]], images: ImageInputs) -> Batch:
 
 
 def random_crop(maps: torch.Tensor, least: float) -> torch.Tensor:
-    """A window of each image or of its feature maps: one size for the batch, a place of its own for each image.
+    """Crop a random window of each image or feature map: one size for the batch, one place per image.
 
     Args:
         maps: (images, channels, side, side).

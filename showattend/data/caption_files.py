@@ -20,8 +20,8 @@ EXPECTED = (
 def read_captions(path: str | Path, image_ids: Iterable[str]) -> dict[str, list[str]]:
     """Read the captions of some images.
 
-    An image's row has its id, its path with any folders, its name without suffix, or, as COCO's results do, the number
-    that its name ends in: 42 for `COCO_val2014_000000000042.jpg`.
+    A row identifies its image by id, by path, by file name without suffix or, as in COCO's results, by the number at
+    the end of the name: 42 for `COCO_val2014_000000000042.jpg`.
 
     Args:
         path: `.json` in the COCO results format; `.jsonl` or `.csv` with `image_id` or `path`, and `caption`. Other
@@ -29,12 +29,12 @@ def read_captions(path: str | Path, image_ids: Iterable[str]) -> dict[str, list[
         image_ids: The images' ids in the dataset.
 
     Returns:
-        image id -> its captions in the order of the file, of the images that are in it. Rows of other images are
-        ignored, and a warning counts them.
+        image id -> its captions in the order of the file, for the images in the file. Rows of other images are ignored,
+        and a warning counts them.
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If a row has another format, or the rows of two images could be of the same one.
+        ValueError: If a row has another format, or two names in the file mean the same image.
     """
     path, index = Path(path), _index(image_ids)
     captions: dict[str, list[str]] = {}
@@ -54,7 +54,7 @@ def read_captions(path: str | Path, image_ids: Iterable[str]) -> dict[str, list[
 
 
 def _index(image_ids: Iterable[str]) -> dict[str | int, str | None]:
-    """The image of each name; None where several images have it."""
+    """The image of each name; None if several images share it."""
     index: dict[str | int, str | None] = {}
     exact: dict[str | int, str | None] = {}
     for image_id in image_ids:
@@ -65,7 +65,7 @@ def _index(image_ids: Iterable[str]) -> dict[str | int, str | None]:
 
 
 def _keys(name: str, number: bool) -> list[str | int]:
-    """What an image may be called, from the most to the least exact: id, file name, stem, number at its end."""
+    """The names of an image, most exact first: id, file name, stem, number at its end."""
     path = Path(name)
     digits = re.search(r"(?<!\d)\d+$", path.stem)
     return [name, path.name, path.stem, *([int(digits[0])] if number and digits else [])]

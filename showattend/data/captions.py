@@ -1,4 +1,4 @@
-"""Captions and their images, from any known layout to a `datasets.DatasetDict`.
+"""Loads captions and their images from any known layout into a `datasets.DatasetDict`.
 
 Whatever is wrong in the files (a malformed row, a caption without an image, a truncated image) is reported with its
 file and row, counted, and left out; everything else is kept.
@@ -28,12 +28,12 @@ def load_captions(
     """Loads an image captioning dataset; a row is an image with all its captions.
 
     docs/data.md shows every layout: Karpathy's JSON, COCO's annotations, CSV, JSON Lines, Flickr8k's original files,
-    Parquet, WebDataset, a dataset on the Hub. Rows about one image (one file, the same bytes, or the same id) are
-    joined, and only then split, so that no image is in two splits.
+    Parquet, WebDataset, a dataset on the Hub. Rows of one image (same file, same bytes or same id) are
+    merged before splitting, so that no image is in two splits.
 
     Args:
         source: A folder, a file in it that lists the captions, or a Hub id.
-        max_train_samples: Keep only the first so many train images.
+        max_train_samples: Keep only this many train images, the first ones.
         seed: Of the split by image, 75 / 12.5 / 12.5 % as in Flickr8k. Official splits are used where there are any
             (`Flickr_8k.{train,dev,test}Images.txt`, Karpathy's, the dataset's own), and then only those.
         image_column: The column that holds images or names their files, if it has none of the usual names.
@@ -81,7 +81,7 @@ def _to_dataset(splits: Splits, images: datasets.Dataset | None) -> datasets.Dat
     chosen = {split: splits[split] for split in ("train", "validation", "test") if splits[split]}
     if images is None:
         return datasets.DatasetDict({split: _of_files(some) for split, some in chosen.items()})
-    # Columns are added before rows are selected: the other way round copies all images.
+    # Add columns before selecting rows: the other way round copies all images.
     columns: dict[str, list[Any]] = {"image_id": [""] * len(images), "captions": [[]] * len(images)}
     for image in (image for some in chosen.values() for image in some):
         columns["image_id"][int(image.image)] = image.image_id

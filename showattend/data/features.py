@@ -1,9 +1,9 @@
 """Features of the frozen encoder, computed once and kept on disk.
 
 The encoder's frozen part gives the same features for an image in every epoch, and costs far more than the decoder, so
-they are cached: one row an image in a memory-mapped float16 file, about 200 KB for 49x2048. The folder's name is a
-digest of the frozen weights and the preprocessing, and a row's key is a digest of the image's bytes: a changed encoder,
-preprocessing or image never meets old features.
+they are cached: one row per image in a memory-mapped float16 file, about 200 KB for 49x2048. The folder's name is a
+digest of the frozen weights and the preprocessing, and a row's key is a digest of the image's bytes, so that
+no stale features are ever used.
 """
 
 import hashlib
@@ -107,7 +107,7 @@ class FeatureCache:
                 values = self.encoder.frozen_features(pixel_values)
             rows = [self.rows[key] for key in keys]
             features[rows] = values.half().cpu().numpy()
-            features.flush()  # a row is done only once it is on disk
+            features.flush()  # mark rows as done only once they are on disk
             done[rows] = 1
             progress.update(len(keys))
         done.flush()
@@ -151,7 +151,7 @@ class FeatureCache:
             rows |= {key: len(rows) + number for number, key in enumerate(new)}
             for name, size in (("features.float16", len(rows) * row_bytes), ("done.uint8", len(rows))):
                 with (self.folder / name).open("ab") as file:
-                    if file.tell() < size:  # allocate now: a full disk under a memory map kills the process
+                    if file.tell() < size:  # allocate now: writing to a memory map on a full disk kills the process
                         os.posix_fallocate(file.fileno(), 0, size) if hasattr(os, "posix_fallocate") else (
                             file.truncate(size)
                         )
@@ -161,7 +161,7 @@ class FeatureCache:
 
 
 def _digest(encoder: ShowAttendEncoder, image_processor: ShowAttendImageProcessor, dtype: torch.dtype) -> str:
-    """Of all that the features depend on besides the image: frozen layers, their weights, preprocessing, precision."""
+    """A digest of what features depend on besides the image: frozen layers, weights, preprocessing, precision."""
     digest = hashlib.blake2b(digest_size=16)
     settings = {key: value for key, value in image_processor.to_dict().items() if key != "auto_map"}
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())

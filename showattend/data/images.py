@@ -1,4 +1,4 @@
-"""Find the images that cannot be decoded before a long run meets them."""
+"""Finds images that cannot be decoded, before a long run fails on them."""
 
 import hashlib
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ CHUNK = 256  # files that a thread checks in one go
 
 
 def file_faults(paths: Iterable[str]) -> list[str]:
-    """For each file, what keeps it from being decoded ([`NOT_FOUND`] if it is missing), or an empty string."""
+    """For each file, why it cannot be decoded ([`NOT_FOUND`] if it is missing), or an empty string."""
     paths = list(paths)
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
     with ThreadPoolExecutor() as pool:
@@ -58,7 +58,7 @@ def check(source: dict[str, Any] | None) -> tuple[str, str]:
 
 
 def image_bytes(source: dict[str, Any]) -> bytes:
-    """The bytes of an undecoded image, from wherever they lie: the dataset, a file, an archive or the Hub."""
+    """The bytes of an undecoded image, from the dataset, a file, an archive or the Hub."""
     if source["bytes"] is not None:
         return source["bytes"]
     with xopen(source["path"], "rb") as file:
@@ -88,13 +88,13 @@ def _file_fault(path: str) -> str:
 def _fault(file: IO[bytes]) -> str:
     try:
         with Image.open(file) as image:
-            # A JPEG whose header can be read is whole if its end is there: that saves decoding nearly all images.
+            # A JPEG with a readable header and its end mark counts as whole, which saves decoding nearly all images.
             if image.format == "JPEG" and image.getexif().get(ExifTags.Base.Orientation, 1) == 1 and _is_whole(file):
                 return ""
-            # At an eighth of its size a JPEG costs a fraction of the time, yet all its data is read.
+            # Decoding a JPEG at an eighth of its size reads all its data in a fraction of the time.
             image.draft(None, (1, 1))
             ImageOps.exif_transpose(image, in_place=True)
-    except Exception as error:  # Pillow's plugins raise whatever their parsers meet
+    except Exception as error:  # Pillow's plugins may raise any exception
         return str(error) or type(error).__name__
     return ""
 

@@ -1,4 +1,4 @@
-"""Images that are decoded when a batch asks for them, for datasets whose features do not fit on a disk."""
+"""Decodes images when a batch needs them, for datasets whose features do not fit on the disk."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from .features import FLIPPED
 
 
 class PixelLoader:
-    """Takes the place of a [`FeatureCache`]: the encoder then runs in every step."""
+    """Replaces a [`FeatureCache`]; the encoder then runs in every step."""
 
     input_name = "pixel_values"
 

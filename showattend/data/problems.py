@@ -1,4 +1,4 @@
-"""What is wrong in a dataset's files: collected while they are read, reported in one go."""
+"""Collects what is wrong in a dataset's files while they are read, and reports it at once."""
 
 import logging
 import os
@@ -55,6 +55,6 @@ class Problems:
 
 
 def log(level: int, message: str) -> None:
-    """Log on the main process: every process of a distributed run reads the data."""
+    """Log on the main process alone, as every process of a distributed run reads the data."""
     if os.environ.get("RANK", "0") == "0":
         logger.log(level, message)

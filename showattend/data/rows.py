@@ -1,4 +1,4 @@
-"""What every layout is read into: rows; and the images that they are about."""
+"""The rows that every layout is read into, and the images that they form."""
 
 import os
 from collections import Counter
@@ -19,12 +19,12 @@ FEATURES = datasets.Features(
 class Row(NamedTuple):
     """A row of a file: an image and all its captions, or one of them."""
 
-    file: str  # as reports name it; an index in brackets follows a name that ends in []
+    file: str  # its name in reports; a name that ends in [] takes an index inside the brackets
     number: int
-    name: str  # of the image; its file name, if it has one
-    image: str | int  # which image it is: the path of its file, or its index in a dataset
+    name: str  # the image's file name, if it has one
+    image: str | int  # identifies the image: the path of its file, or its index in a dataset
     captions: Sequence[str]
-    split: str | None = None  # as the file names it
+    split: str | None = None  # as in the file
 
 
 @dataclass(slots=True)
@@ -54,9 +54,9 @@ def place(file: str, *numbers: int) -> str:
 
 
 def group_by_image(rows: Iterable[Row], problems: Problems) -> list[CaptionedImage]:
-    """The images that have a caption, in the order in which they come, and each with its captions in their order.
+    """Merge rows into images that have a caption; images and captions keep their order.
 
-    `image_id` is the file's name, with its folders where several images share it.
+    `image_id` is the file's name, with its folders if several images share the name.
     """
     images: dict[str | int, CaptionedImage] = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""Which split an image belongs to."""
+"""Assigns images to splits."""
 
 import hashlib
 import logging
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from .problems import Problems, log
 from .rows import CaptionedImage, place
 
-# Held-out splits come first: an image that is listed twice must not be trained on.
+# Held-out splits come first, so that an image listed twice is not trained on.
 SPLITS = ("test", "validation", "train")
 SPLIT_NAMES = {"restval": "train", "val": "validation", "valid": "validation", "dev": "validation"} | {
     split: split for split in SPLITS
@@ -27,7 +27,7 @@ class Listing(NamedTuple):
 def split_images(
     images: Sequence[CaptionedImage], listings: Sequence[Listing], seed: int, problems: Problems
 ) -> Splits:
-    """Official splits where there are any, else random ones."""
+    """Official splits if there are any, else random ones."""
     if all(image.splits.keys() == {None} for image in images) and listings:
         return _listed_splits(images, listings, problems)
     names = {split for image in images for split in image.splits}
@@ -37,7 +37,7 @@ def split_images(
 
 
 def standard_split(name: str | None) -> str | None:
-    """`train`, `validation` or `test`, or None for a name that means none of them."""
+    """`train`, `validation` or `test`, or None for an unknown name."""
     return SPLIT_NAMES.get(str(name).strip().lower())
 
 
@@ -83,7 +83,8 @@ def _listed_splits(images: Sequence[CaptionedImage], listings: Iterable[Listing]
 def _random_splits(images: Iterable[CaptionedImage], seed: int) -> Splits:
     """A split by image, 75 / 12.5 / 12.5 % as in Flickr8k.
 
-    Images are ordered by a hash of seed and id: unlike after a shuffle, an image more or less moves hardly any other.
+    Images are ordered by a hash of seed and id: unlike with a shuffle, adding or removing an image moves hardly any
+    other.
     """
     ordered = sorted(images, key=lambda image: hashlib.sha256(f"{seed} {image.image_id}".encode()).digest())
     held_out = round(len(ordered) / 8)

@@ -1,4 +1,4 @@
-"""Datasets that are read while a run trains on them: WebDataset tars, Parquet, a dataset on the Hub."""
+"""Streams datasets during training: WebDataset tars, Parquet files, a dataset on the Hub."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ from .rows import FEATURES
 from .splits import standard_split
 
 HELD_OUT = 1000
-BUFFER = 1000  # rows among which the stream is shuffled, about 150 MB
+BUFFER = 1000  # rows in the shuffle buffer, about 150 MB
 STREAM_FEATURES = datasets.Features(
     {**FEATURES, "image": datasets.Image(decode=False), "digest": datasets.Value("string")}
 )
@@ -37,8 +37,7 @@ def stream_captions(
 ) -> tuple[datasets.IterableDataset, datasets.Dataset]:
     """Streams a dataset that [`load_captions`] would load, without downloading all of it.
 
-    Rows come as they are: one with a single caption is not joined with others of its image. Those that cannot be used
-    are reported and left out.
+    Rows are not merged by image. Unusable ones are reported and left out.
 
     Args:
         source: A folder with Parquet files or WebDataset tars, or a Hub id.
@@ -49,7 +48,7 @@ def stream_captions(
     Returns:
         The training rows, with the columns `image_id`, `image` (undecoded), `captions` and `digest` (of the image's
         bytes); and, in memory, the images to validate on, as [`load_captions`] gives them: the first of the split
-        `validation`, else the first of all. None of them is in the training rows, which are looked through for them.
+        `validation`, else the first of the stream. They are filtered out of the training rows.
 
     Raises:
         ValueError: If there is no column of images or of captions, or nothing is left to train or validate on.
@@ -91,7 +90,7 @@ def _read(row: dict[str, Any], source: str, columns: Columns) -> dict[str, Any]:
     image = row[columns.image]
     fault, digest = check(image)
     name = image_name(image) or digest
-    if not fault and image["bytes"] is None:  # of a file in an archive or on the Hub, which is to be read once
+    if not fault and image["bytes"] is None:  # a file in an archive or on the Hub: read it only once
         image = {"path": image["path"], "bytes": image_bytes(image)}
     texts = [text for column in columns.captions for text in texts_of(row[column])]
     captions = [text.strip() for text in texts if text and text.strip()]
@@ -119,13 +118,13 @@ def _first_images(rows: datasets.IterableDataset, count: int) -> datasets.Datase
 class StreamSteps(torch.utils.data.IterableDataset[tuple[list[Batch], int]]):
     """An epoch of a stream: a fixed number of steps, in the form of [`StepDataset`].
 
-    Every process reads the whole stream and decodes its own share of the images: so all know the number of labels of a
-    step, and two processes see what one process with twice the batch size would. The stream begins anew in every epoch,
-    in another order of its files; it is shuffled in a buffer, and batched by length as in [`Epoch`].
+    Every process reads the whole stream but decodes only its share of the images: so each knows the number of labels of
+    a step, and two processes see what one process with twice the batch size would. Every epoch restarts the stream with
+    its files in another order; rows are shuffled in a buffer and batched by length as in [`Epoch`].
 
     Args:
-        rows: What [`stream_captions`] returns first.
-        tokenize: Gives the labels of each caption of an image.
+        rows: The training rows from [`stream_captions`].
+        tokenize: Returns the labels of each of an image's captions.
         steps: The number of optimizer steps.
         captions_per_item: As in [`make_items`]; the other arguments are as in [`Epoch`] and [`StepDataset`].
     """
@@ -163,7 +162,7 @@ class StreamSteps(torch.utils.data.IterableDataset[tuple[list[Batch], int]]):
                     return
 
     def _pools(self) -> Iterator[list[dict[str, Any]]]:
-        """Rows for [`POOL`] steps or fewer, without end."""
+        """Pools of rows, each for at most [`POOL`] steps, without end."""
         per_step = self.order["batch_size"] * self.order["micro_batches"] * self.order["processes"]
         while True:
             rows = iter(self.rows)

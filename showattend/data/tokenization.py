@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, BertTokenizer
 from transformers.models.bert.tokenization_bert import load_vocab
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-MODEL_MAX_LENGTH = 512  # as bert-base-uncased
+MODEL_MAX_LENGTH = 512  # as in bert-base-uncased
 
 
 def load_tokenizer(name: str | Path = "bert-base-uncased") -> BertTokenizer:
@@ -20,7 +20,7 @@ def load_tokenizer(name: str | Path = "bert-base-uncased") -> BertTokenizer:
 
     Raises:
         OSError: If there is no such file or folder, or the Hub cannot be reached.
-        ValueError: If what is there is not a BERT tokenizer with a complete vocabulary.
+        ValueError: If it is not a BERT tokenizer with a complete vocabulary.
     """
     path = Path(name).expanduser()
     if path.suffix == ".txt":
@@ -38,7 +38,7 @@ def load_tokenizer(name: str | Path = "bert-base-uncased") -> BertTokenizer:
         loader = BertTokenizer if path.is_dir() else AutoTokenizer
         try:
             loaded = loader.from_pretrained(path if path.is_dir() else str(name))
-        except Exception as error:  # tokenizers raises bare Exceptions
+        except Exception as error:  # tokenizers raises bare Exception
             raise OSError(
                 f"cannot load the tokenizer {str(name)!r}, neither from a folder nor from the Hub: give a folder or a "
                 f"vocab.txt ({' '.join(str(error).split())[:200]})"
@@ -51,7 +51,7 @@ def load_tokenizer(name: str | Path = "bert-base-uncased") -> BertTokenizer:
 def _checked(tokenizer: object, name: str | Path) -> BertTokenizer:
     if not isinstance(tokenizer, BertTokenizer):
         raise ValueError(f"{name} holds a {type(tokenizer).__name__}, expected a BertTokenizer")
-    # Without the added tokens: a special token that the vocabulary lacks is silently added.
+    # Exclude added tokens: a special token missing from the vocabulary is silently added.
     vocab = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
     if missing := [token for token in SPECIAL_TOKENS if token not in vocab]:
         raise ValueError(f"the vocabulary of {name} lacks {', '.join(missing)}")
@@ -65,8 +65,8 @@ def _checked(tokenizer: object, name: str | Path) -> BertTokenizer:
 def prune_tokenizer(tokenizer: BertTokenizer, captions: Iterable[str]) -> BertTokenizer:
     """Returns a plain BERT tokenizer with only the tokens that `captions` use, in their original order.
 
-    The special tokens come first ([PAD] = 0). `captions` are tokenized as before: WordPiece takes the longest token
-    that fits, every token that it took is kept, and no longer one is added.
+    The special tokens come first ([PAD] = 0). The tokenization of `captions` does not change: WordPiece takes the
+    longest token that fits, and pruning keeps every token that it took and adds none.
 
     Raises:
         ValueError: If there is no word piece in `captions`.
@@ -76,8 +76,8 @@ def prune_tokenizer(tokenizer: BertTokenizer, captions: Iterable[str]) -> BertTo
         raise ValueError("cannot prune the vocabulary: there is no word piece in the captions")
     vocab = tokenizer.get_vocab()
     # Letters and digits stay, used or not: an unseen word (in a prefix that a user types, in a validation caption) is
-    # then spelled instead of lost as [UNK]. They add a dozen rows on Flickr8k and, being the shortest tokens, change
-    # the tokenization of no caption.
+    # then spelled out instead of lost as [UNK]. On Flickr8k they add a dozen rows and, being the shortest tokens,
+    # change no caption's tokenization.
     characters = string.ascii_letters + string.digits
     used |= {token for character in characters for token in (character, f"##{character}") if token in vocab}
     tokens = [*SPECIAL_TOKENS, *sorted(used, key=vocab.__getitem__)]

@@ -1,4 +1,4 @@
-"""The layouts in which captions and their images are read, one file each."""
+"""The supported layouts of captions and images, one module each."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain

@@ -1,4 +1,4 @@
-"""Which columns of a table hold the image, its captions and its split."""
+"""Finds the columns of a table that hold the image, its captions and its split."""
 
 import ast
 import json
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-# The usual names, the likeliest first.
+# The usual names, in order of preference.
 IMAGE_COLUMNS = (
     *("file_name", "filename", "image", "image_name", "image_path", "image_file", "img", "img_path", "filepath"),
     *("path", "file", "photo", "picture", "jpg", "jpeg", "png", "webp"),

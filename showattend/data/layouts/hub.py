@@ -1,4 +1,4 @@
-"""Whatever the library `datasets` loads, from the Hub or a folder: Parquet, WebDataset, saved datasets."""
+"""Everything that `datasets` loads, from the Hub or a folder: Parquet, WebDataset, saved datasets."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,10 +15,10 @@ from ..rows import Row, place
 from .columns import IMAGE_COLUMNS, TEXT_KEYS, Columns, find_captions, find_column, texts_of
 from .image_files import ImageFiles
 
-# That say which image a row shows; numbers in them count within a split.
+# Columns that identify a row's image; numbers in them count within a split.
 ID_COLUMNS = ("image_id", "img_id", "imgid", "cocoid", "filename", "file_name")
 NO_CAPTION_COLUMNS = (*ID_COLUMNS, "id", "split", "url", "__key__", "__url__")
-# What the readers of its formats raise for files that are damaged or of another kind.
+# What the readers of its formats raise on damaged or foreign files.
 LOAD_ERRORS = (
     *(OSError, ValueError, RuntimeError, LookupError, TypeError, EOFError),
     *(DatasetsError, TarError, BadZipFile),
@@ -108,7 +108,7 @@ def columns_of(source: str, features: datasets.Features, names: tuple[str | None
     """The columns with images and captions, by their types and the usual names.
 
     Raises:
-        ValueError: If there is none, or they cannot be told apart.
+        ValueError: If there is none, or several columns fit.
     """
     image_column, caption_column = names
     of_images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
@@ -149,8 +149,8 @@ def _splits(table: Table, names: list[str]) -> list[str | None]:
 def _first_rows(table: Table, digests: Sequence[str]) -> list[int]:
     """For each row, the first row that shows the same image.
 
-    Without a column of ids, that is one with the same bytes. The same id in two splits may be a number that begins anew
-    in each, so there the bytes must be the same as well.
+    Rows with the same id show the same image, in different splits only if their bytes match as well, because ids may
+    restart in each split. Without ids, rows with the same bytes do.
     """
     first: dict[Any, int] = {}
     parent = list(range(len(digests)))
@@ -172,7 +172,7 @@ def _first_rows(table: Table, digests: Sequence[str]) -> list[int]:
 
 
 def _names(table: Table, images: Sequence[int]) -> list[str]:
-    """A name for each row: one that the dataset gives the image if it tells all images apart, else its number."""
+    """A name for each row: the dataset's own name of the image if names are unique, else the row's number."""
     firsts = sorted(set(images))
     for column in (*ID_COLUMNS, "image"):
         if column == "image":

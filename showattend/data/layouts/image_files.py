@@ -1,4 +1,4 @@
-"""Where the images lie that a text file names."""
+"""Finds the images that a text file names."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ FOLDERS = (
 
 
 class ImageFiles:
-    """Finds images by name below a folder: in the usual ones of [`FOLDERS`], in itself, in its only one.
+    """Finds images by name in a folder, in its usual subfolders ([`FOLDERS`]), or in its only subfolder.
 
     Args:
         folder: The folder of the file that names the images.
@@ -26,7 +26,7 @@ class ImageFiles:
         self._found: dict[tuple[str, ...], str] = {}
 
     def find(self, *names: str) -> str:
-        """The path of the first name that exists, else of the first name where it is missing."""
+        """The path of the first name that exists; if none does, of the first name."""
         if names not in self._found:
             self._found[names] = self._search(names)
         return self._found[names]

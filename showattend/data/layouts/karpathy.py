@@ -12,7 +12,7 @@ from .image_files import ImageFiles
 
 
 def read(path: Path, problems: Problems) -> Iterator[Row]:
-    """Rows; their number is the image's place in the file, 1 being the first."""
+    """Rows; their number is the image's position in the file, from 1."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=_without_tokens)
         images = list(content["images"])

@@ -1,4 +1,4 @@
-"""Which files of a folder list captions, and in which layout; decided by what they hold."""
+"""Finds the files of a folder that list captions, and their layout, by their content."""
 
 import mmap
 import os
@@ -14,12 +14,12 @@ from ..splits import SPLIT_NAMES
 from . import coco, table, token_file
 from .text import lines
 
-# In the order of preference where a folder has several.
+# In order of preference, if a folder has several.
 KARPATHY, TABLE, TOKEN_FILE, COCO = "karpathy", "table", "token_file", "coco"
 KINDS = (KARPATHY, TABLE, TOKEN_FILE, COCO)
 KAGGLE_FILE = "captions.txt"
 KARPATHY_FILE = "dataset_flickr8k.json"
-NAMES = {  # that are read even if their content is not as it should be: an error then says so
+NAMES = {  # read even if their content looks wrong, so that an error says what is wrong
     KAGGLE_FILE: TABLE,
     "metadata.csv": TABLE,
     "metadata.jsonl": TABLE,
@@ -36,18 +36,18 @@ class ListFile(NamedTuple):
     """A file that lists captions."""
 
     path: Path
-    label: str  # its path in the folder, or its name: what reports call it
+    label: str  # its path in the folder, or its name, for reports
     kind: str
     split: str | None  # as the file's or its folder's name says
 
     @property
     def dataset(self) -> tuple[str, str]:
-        """Kind, and name without the split: the files of one dataset agree in it."""
+        """Kind, and name without the split; the same for all files of a dataset."""
         return self.kind, self.path.name if self.path.stem == "metadata" else SPLIT.sub("*", self.label)
 
 
 def find_lists(folder: Path, names: table.Names) -> list[ListFile]:
-    """The files of the one dataset in a folder; those nearest to the top if there are several.
+    """The files of a folder's dataset; of several datasets, the one nearest to the top.
 
     Raises:
         ValueError: If it holds several datasets of one kind.
@@ -74,7 +74,7 @@ def recognise(path: Path, folder: Path, names: table.Names) -> ListFile | None:
 
 
 def has_data_files(folder: Path) -> bool:
-    """Whether there is something that the library `datasets` may load."""
+    """Whether there is anything that `datasets` may load."""
     return any(path.suffix in DATA_SUFFIXES for path in _files(folder, MAX_DEPTH))
 
 

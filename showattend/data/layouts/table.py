@@ -20,7 +20,7 @@ from .text import lines
 CSV_SUFFIXES = (".csv", ".tsv", ".txt")
 JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
 DELIMITERS = ("|", "\t", ";", ",")
-MAX_LINES = 20  # of a row whose caption holds line breaks
+MAX_LINES = 20  # the most lines of a row whose caption has line breaks
 
 Names = tuple[str | None, str | None]  # of the image column and the caption column, as the user gives them
 
@@ -70,8 +70,8 @@ def read(path: Path, label: str, names: Names, split: str | None, problems: Prob
 def _cells(path: Path, label: str, problems: Problems) -> Iterator[tuple[int, dict[str, str]]]:
     """Rows of a CSV file by the names in its header.
 
-    A quote that never ends must not swallow the rows below it, so a row ends with its line unless the lines that
-    follow complete it and do not begin with an image of their own.
+    An unclosed quote must not swallow the rows below it, so a row ends with its line unless the next lines complete it
+    and do not start with an image of their own.
     """
     numbered = list(lines(path, problems, label))
     if not numbered:
@@ -122,7 +122,7 @@ def _delimiter(header: str) -> str:
 
 
 def _split(line: str, delimiter: str, columns: int = -1) -> list[str]:
-    if delimiter in "|\t":  # files with these know no quoting; the last cell, the caption, may hold a delimiter
+    if delimiter in "|\t":  # files with these have no quoting; the last cell, the caption, may contain the delimiter
         return line.split(delimiter, columns - 1 if columns > 0 else -1)
     return next(csv.reader(line.splitlines(keepends=True), delimiter=delimiter, strict=True), [])
 

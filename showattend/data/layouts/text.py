@@ -8,7 +8,7 @@ from ..rows import place
 
 
 def lines(path: Path, problems: Problems, label: str = "") -> Iterator[tuple[int, str]]:
-    """Rows that are not blank, with their numbers. Bytes are decoded line by line, so that a bad one costs one row."""
+    """The lines that are not blank, with their numbers; decoded one by one, so that a bad byte costs a single line."""
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             try:

@@ -1,4 +1,4 @@
-"""Flickr8k's and Flickr30k's original files: a row a caption, `NAME.jpg#N<TAB>caption`; and Flickr8k's split files."""
+"""Flickr8k's and Flickr30k's original files: rows `NAME.jpg#N<TAB>caption`; and Flickr8k's split files."""
 
 import re
 from collections.abc import Iterator
