@@ -1,4 +1,4 @@
-"""What one does with the model of `modeling_showattend`: caption, train, evaluate, look at it, export and share it."""
+"""Tools around the model of `modeling_showattend`: caption, train, evaluate, visualize, export and share."""
 
 from pathlib import Path
 

@@ -15,8 +15,8 @@ from transformers.utils import cached_file
 from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
 from modeling_showattend.processing_showattend import ShowAttendProcessor
 
-# What `from_pretrained` raises on damaged folders, found by cutting files and replacing values in them. AssertionError
-# and the like are faults of code and pass through.
+# What `from_pretrained` raises on damaged folders, found by truncating files and replacing values. AssertionError and
+# the like are bugs and pass through.
 DAMAGED = (
     OSError, ValueError, TypeError, RuntimeError, LookupError, AttributeError, SafetensorError, StrictDataclassError,
 )  # fmt: skip
@@ -30,7 +30,7 @@ def loading(checkpoint: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # On a damaged tokenizer.json, tokenizers raises the bare class.
+        # On a damaged tokenizer.json, tokenizers raises bare Exception.
         if type(error) is not Exception and not isinstance(error, DAMAGED):
             raise
         reason = " ".join(str(error).split())[:300]
@@ -46,7 +46,7 @@ def load_captioner(
 
     Args:
         checkpoint: A folder that `save_pretrained` wrote, or a Hub id.
-        dtype: Of weights and activations.
+        dtype: The dtype of weights and activations.
         config: Fields of the model's config to override.
 
     Raises:
@@ -67,7 +67,7 @@ def load_captioner(
 
 
 def weights_digest(checkpoint: str | Path) -> str:
-    """The SHA-256 of a captioner's `model.safetensors`: it says what an export was made from."""
+    """The SHA-256 of a captioner's `model.safetensors`, which identifies what an export was made from."""
     file = cached_file(checkpoint, "model.safetensors")
     assert file is not None  # it would have raised OSError
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()

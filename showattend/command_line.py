@@ -74,7 +74,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def add_search(options: argparse._ActionsContainer) -> None:
-    """How captions are searched for; what is left out is as the checkpoint's generation config says."""
+    """Options of the search; by default those of the checkpoint's generation config."""
     options.add_argument("--num-beams", metavar="N", type=whole_number(1), help="1: greedy search")
     options.add_argument("--length-penalty", metavar="X", type=number(-100, 100), help="above 0: longer captions")
     options.add_argument("--max-length", metavar="N", type=whole_number(2), help="tokens, [CLS] and [SEP] counted")

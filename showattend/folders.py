@@ -1,4 +1,4 @@
-"""Folders that are never half-written: a new version is written beside the old one and then takes its place."""
+"""Replaces folders atomically: a new version is written beside the old one, then replaces it."""
 
 import shutil
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     """Yield an empty folder for all processes to write into. On success it becomes `folder`; on failure it is deleted.
 
     Raises:
-        OSError: If the new version cannot be written, a full disk for example. The old version stays.
+        OSError: If the new version cannot be written, for example on a full disk. The old version stays.
     """
     state = PartialState()
     temporary = folder.with_name(folder.name + ".new")

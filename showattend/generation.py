@@ -1,4 +1,4 @@
-"""How captions are generated: a checkpoint's settings with a caller's changes, checked before any work is done."""
+"""Generation settings: a checkpoint's defaults with a caller's changes, checked before any work is done."""
 
 from copy import deepcopy
 from typing import Any
@@ -11,8 +11,8 @@ def generation_config(defaults: GenerationConfig, **changes: Any) -> GenerationC
 
     Args:
         defaults: The checkpoint's `model.generation_config`; it is not modified.
-        changes: Fields of `GenerationConfig`; None keeps the checkpoint's value. Where `num_beams` is not given,
-            sampling takes 1, and beam search at least as many as `num_return_sequences`.
+        changes: Fields of `GenerationConfig`; None keeps the checkpoint's value. If `num_beams` is not given,
+            sampling uses 1, and beam search at least `num_return_sequences`.
 
     Returns:
         A config for `model.generate(..., generation_config=config)`.

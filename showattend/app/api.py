@@ -15,7 +15,7 @@ LOW_TEMPERATURE, HIGH_TEMPERATURE = 0.1, 2.0
 
 
 def check_settings(num_beams: int, num_captions: int, do_sample: bool, temperature: float) -> dict[str, Any]:
-    """The settings of a request as those of `generate`.
+    """Turn a request's settings into those of `generate`.
 
     Raises:
         ValueError: If one is out of its bounds, or they contradict each other.
@@ -62,7 +62,7 @@ def describe(
     encoder_outputs = model.encoder(pixel_values=pixel_values)
     outputs: Any = model.generate(
         encoder_outputs=encoder_outputs,
-        suppress_tokens=[processor.tokenizer.pad_token_id],  # as the page: it has no text
+        suppress_tokens=[processor.tokenizer.pad_token_id],  # as on the page: it has no text
         return_dict_in_generate=True,
         output_attentions=True,
         **generation,

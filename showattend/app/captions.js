@@ -1,4 +1,4 @@
-// Runs when the captions come into the page; Gradio gives `element`, which holds them, and `watch`.
+// Runs when the captions enter the page; Gradio provides `element`, which holds them, and `watch`.
 // The word under the pointer or with the focus shades the photo; else the one that was clicked; else none.
 
 const words = () => [...element.querySelectorAll(".word")];
@@ -50,5 +50,5 @@ element.addEventListener("keydown", (event) => {
 
 watch("value", () => {
   press(null);
-  show(element.querySelector(".growing") ? words().at(-1) : null); // where it looks while it tells
+  show(element.querySelector(".growing") ? words().at(-1) : null); // where it looks while it captions
 });

@@ -1,4 +1,4 @@
-"""The page: an image, its captions, and what happens when a button is pressed."""
+"""The page: an image, its captions, and the actions of its buttons."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from .uploads import read_image
 from .views import captions_html, error_html, examples_html, image_html
 
 UPLOADS_KEPT = 3000  # seconds
-UPLOADS_CHECKED = 600  # so often, in seconds
+UPLOADS_CHECKED = 600  # seconds between checks
 MAX_WAITING = 20  # people in the queue
 GREEDY, BEAMS, SAMPLES = "Greedy", "Beam search", "Sampling"
 _HERE = Path(__file__).parent
@@ -54,7 +54,7 @@ def build_page(
         return str(examples[int(event.number)].resolve())
 
     def caption(
-        image: gr.FileData,  # in truth its fields, as JSON
+        image: gr.FileData,  # it arrives as a dict, its fields in JSON
         num_beams: int = 1,
         num_captions: int = 1,
         do_sample: bool = False,
@@ -82,7 +82,7 @@ def build_page(
     with page:
         gr.HTML(
             "<h1>Show, Attend and Tell</h1>"
-            "<p>Give it a photo. It tells what it sees, word by word, and where it looked before each.</p>",
+            "<p>Give it a photo. It describes what it sees, word by word, and shows where it looked before each.</p>",
             elem_id="heading",
         )
         with gr.Column() as choosing:
@@ -102,7 +102,7 @@ def build_page(
             )
             with gr.Row():
                 another = gr.Button("Another photo", variant="primary", min_width=130)
-                again = gr.Button("Tell again", min_width=130)
+                again = gr.Button("Caption again", min_width=130)
         with gr.Accordion("How it chooses its words", open=False, elem_id="controls"):
             search = gr.Radio([GREEDY, BEAMS, SAMPLES], value=GREEDY, label="Search", show_label=False, container=False)
             num_beams = gr.Slider(2, 10, value=3, step=1, label="Beams", visible=False)
@@ -123,12 +123,12 @@ def build_page(
             [error_view, failed, choosing, captioned, image_view, captions_view],
             preprocess=False,  # gr.Image would decode the upload, whatever its size
             show_progress="minimal",
-            show_progress_on=[image_input, captions_view],  # one of them is visible to whoever waits
+            show_progress_on=[image_input, captions_view],  # one of them is always visible
             trigger_mode="always_last",  # an image that comes meanwhile is captioned next
             concurrency_limit=1,
             concurrency_id="caption",
             api_name="page",
-            api_visibility="undocumented",  # it returns pieces of this page; programs call /caption
+            api_visibility="undocumented",  # it returns parts of this page; programs call /caption
         )
         # The browser removes an image that failed: by the time of the answer, another one may have taken its place.
         shown.then(
@@ -142,7 +142,7 @@ def build_page(
 
 
 def generation_settings(search: str, num_beams: float, temperature: float, num_captions: float) -> dict[str, Any]:
-    """What the page's controls ask of [`stream_captions`], within their bounds whatever a request says."""
+    """The controls' settings for [`stream_captions`], clipped to their bounds whatever a request contains."""
     if search == BEAMS:
         num_beams = _within(num_beams, 2, 10)
         return {"num_beams": num_beams, "do_sample": False, "num_captions": _within(num_captions, 1, min(5, num_beams))}
@@ -158,7 +158,7 @@ def _within(value: float, low: int, high: int) -> int:
 
 
 def look() -> dict[str, Any]:
-    """What `launch` needs to know: fonts of the system, where others may come from Google, and readable colours."""
+    """Arguments of `launch`: system fonts instead of Google's, and readable colours."""
     theme = gr.themes.Base(
         primary_hue="amber",
         neutral_hue="stone",

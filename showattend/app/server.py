@@ -1,4 +1,4 @@
-"""The server of the page and of `/caption`, which does what these need and nothing else."""
+"""The server of the page and of `/caption`, reduced to what these need."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def serving(
     host: str = "127.0.0.1",
     port: int = 7860,
 ) -> Iterator[str]:
-    """Serve the page until the block is left, and yield its URL. Uploads lie in a folder of their own, which then goes.
+    """Serve the page until the block ends, and yield its URL. Uploads go to a temporary folder.
 
     Args:
         model: In eval mode, on any device.
@@ -76,8 +76,8 @@ def serving(
 class OnlyThisPage:
     """Refuses what the page does not need.
 
-    Gradio's server does more than this page asks of it: it fetches URLs and passes requests on to other servers. And
-    the files of a request must be uploads, neither other files of this machine nor URLs.
+    Gradio's server can also fetch URLs and proxy requests. The files of a request must be uploads, not URLs or other
+    files of this machine.
     """
 
     routes = re.compile(

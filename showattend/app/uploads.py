@@ -1,4 +1,4 @@
-"""Images from strangers: read with care, or refused with a sentence that they can be shown."""
+"""Reads images from strangers with care, or refuses them with a sentence that can be shown to them."""
 
 import io
 import warnings
@@ -10,7 +10,7 @@ from modeling_showattend.image_processing_showattend import load_image
 
 MAX_BYTES = 20 * 2**20  # of an upload
 MAX_PIXELS = 50_000_000  # of an image: three bytes each in memory, several times over
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")  # none that runs other programs, as EPS does
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")  # none that runs other programs, like EPS
 
 
 def read_image(path: str | Path) -> Image.Image:

@@ -1,4 +1,4 @@
-"""What the page shows of an image and its captions, as HTML. Everything from outside is escaped."""
+"""An image and its captions as HTML for the page. All input is escaped."""
 
 import base64
 import io
@@ -69,7 +69,7 @@ def _small_lights(caption: AttendedCaption) -> np.ndarray:
 
 
 def _shade(light: np.ndarray) -> str:
-    """The layer above the image when a word is pointed at: dark where the network did not look, amber where it did."""
+    """The overlay while a word is pointed at: dark where the network did not look, amber where it did."""
     share = light[..., None]  # (height, width, 1)
     colour = share * np.array(AMBER) + (1 - share) * np.array(NIGHT)
     alpha = 255 * (0.1 * share + 0.8 * (1 - share))

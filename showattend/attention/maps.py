@@ -41,7 +41,7 @@ class AttendedCaption:
     def maps(self) -> np.ndarray:
         """The attention on each pixel of the upright image, float32 (words, height, width): see [`image_maps`].
 
-        They take 4 bytes per word and pixel; to look at a large image, `resized_maps` are enough.
+        They take 4 bytes per word and pixel; use `resized_maps` to display a large image.
         """
         return self.resized_maps(*self.size)
 
@@ -97,7 +97,7 @@ def words_and_grids(
 ) -> tuple[list[str], np.ndarray]:
     """Merge tokens into the words that `processor.decode` writes, and average the attention of each word's tokens.
 
-    To show a caption while it is generated, call this with the tokens so far: the last word may still change.
+    Call this with the tokens so far to show a caption while it is generated: its last word may still change.
 
     Args:
         processor: Of the model that generated the tokens.

@@ -22,7 +22,7 @@ from modeling_showattend.processing_showattend import ShowAttendProcessor
 from .maps import CELL, tokens_of_words
 
 # Which cells are covered: those that the noun looked at most or least, random ones, and those that another noun of the
-# caption looked at most. OWN is MOST for the nouns of captions with another noun alone, to compare OTHER with.
+# caption looked at most. OWN is MOST over only the nouns of captions that have another noun, for comparison with OTHER.
 MOST, RANDOM, LEAST, OWN, OTHER = "most", "random", "least", "own", "other_noun"
 _FUNCTION_WORDS = """
     a an the and or of in on at to by for from with into onto over under through near behind up down out off as while is
@@ -36,9 +36,8 @@ RESAMPLES = 2000
 def frequent_nouns() -> frozenset[str]:
     """Nouns for what can be seen, out of the 1,000 most frequent words of Flickr8k's training captions.
 
-    They were picked from the list of these words by hand. Words that are verbs or adjectives as often (run, orange),
-    and nouns that name no thing in the image (front, side, trick) are left out. With 416 nouns, they are a quarter of
-    all words of the training captions.
+    They were picked by hand, without words that are as often verbs or adjectives (run, orange) and without nouns that
+    name no thing in the image (front, side, trick). The 416 nouns are a quarter of all words of the training captions.
     """
     return frozenset((files("showattend.attention") / "nouns.txt").read_text().split())
 
@@ -54,7 +53,7 @@ class Word(NamedTuple):
 
 @dataclass
 class Measurement:
-    """What was measured, a number per noun, word or pair of words, each with the index of its image."""
+    """The measurements: one number per noun, word or pair of words, with the index of its image."""
 
     falls: dict[tuple[str, int], list[tuple[int, float]]] = field(default_factory=lambda: defaultdict(list))
     total_variations: list[tuple[int, float]] = field(default_factory=list)  # between neighbouring words

@@ -1,4 +1,4 @@
-"""Captions that can be watched while they are generated: the words so far, and where the network looked before each."""
+"""Streams captions while they are generated: the words so far, and where the network looked before each."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -36,7 +36,7 @@ def stream_captions(
         All captions so far, the unfinished one last.
 
     Raises:
-        ValueError: From [`generation_config`] and `generate`, for settings that they refuse.
+        ValueError: If [`generation_config`] or `generate` refuses the settings.
     """
     pixel_values = processor(images=image, return_tensors="pt").to(model.device)["pixel_values"]
     height, width = pixel_values.shape[-2:]
@@ -67,7 +67,7 @@ def stream_captions(
     for _ in range(num_captions):
         sequence = torch.tensor([[processor.tokenizer.cls_token_id]], device=model.device)
         while sequence.shape[1] < max_length and sequence[0, -1] != processor.tokenizer.sep_token_id:
-            # One more token. Reading the tokens before it again costs little, and returns the attention of all of them.
+            # One more token. Reading the earlier tokens again is cheap and returns the attention of all tokens.
             config.max_length = sequence.shape[1] + 1
             outputs = model.generate(
                 encoder_outputs=encoder_outputs, decoder_input_ids=sequence, generation_config=config

@@ -1,4 +1,4 @@
-"""Captions where screen readers look for them: the `alt` of a page's images, or a text file beside each photo."""
+"""Writes captions for screen readers: into the `alt` of a page's images, or into a text file beside each image."""
 
 import html
 import io
@@ -51,7 +51,7 @@ class _ImageTags(HTMLParser):
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        attributes = dict(reversed(attrs))  # of two of one name, the first counts
+        attributes = dict(reversed(attrs))  # of two attributes of one name, the first counts
         if tag == "base" and not self.base:
             self.base = (attributes.get("href") or "").strip()
         if tag == "img" and "alt" not in attributes:
@@ -72,7 +72,7 @@ class Page:
         data = self._read()
         if data.startswith((b"\xff\xfe", b"\xfe\xff")):
             raise OSError(f"cannot read {path}: it is in UTF-16, which pages on the web are not; save it as UTF-8")
-        self._text = data.decode("utf-8", "surrogateescape")  # the bytes of other encodings come through unchanged
+        self._text = data.decode("utf-8", "surrogateescape")  # preserves the bytes of other encodings
         parsed = _ImageTags(self._text)
         self.tags = [ImageTag(line, position, src, parsed.base) for line, position, src in parsed.tags]
 
@@ -120,11 +120,11 @@ class Page:
         """Give images their `alt`, and change no other byte of the file.
 
         Raises:
-            OSError: If the file cannot be written, or was changed since it was read; then it stays as it is.
+            OSError: If the file cannot be written, or has changed since it was read; it then stays unchanged.
         """
         pieces, end = [], 0
         for tag, caption in sorted(captions, key=lambda pair: pair[0].position):
-            # References in ASCII mean the same in every encoding that a page may have.
+            # ASCII character references are valid in every encoding that a page may have.
             value = html.escape(caption).encode("ascii", "xmlcharrefreplace").decode()
             pieces += [self._text[end : tag.position], f' alt="{value}"']
             end = tag.position
@@ -136,7 +136,7 @@ class Page:
 
 
 def find_pages(names: Iterable[str], report: Callable[[str], None]) -> Iterator[tuple[str, str]]:
-    """Find HTML files as [`list_files`] does; each with the folder that was named, or else its own: the site's."""
+    """Find HTML files as [`list_files`] does, each with the site's root: the named folder, or else the file's own."""
     for name in names:
         for path in list_files([name], HTML_SUFFIXES, report):
             yield path, name if os.path.isdir(name) else str(Path(path).parent)  # noqa: PTH112 - of any length
@@ -147,15 +147,15 @@ def _sidecar(photo: str) -> Path:
 
 
 def has_sidecar(photo: str) -> bool:
-    """Whether a photo's text is there: `dog.txt` beside `dog.jpg`."""
+    """Whether an image has its text file: `dog.txt` beside `dog.jpg`."""
     return not is_url(photo) and os.path.lexists(_sidecar(photo))
 
 
 def write_sidecar(photo: str, caption: str) -> None:
-    """Write the caption beside the photo.
+    """Write the caption beside the image.
 
     Raises:
-        OSError: If it cannot be written, or there is such a file by now, of a photo that differs in its ending alone.
+        OSError: If it cannot be written, or was already written for an image that differs only in its suffix.
     """
     if is_url(photo):
         raise OSError(f"{photo}: there is no place for a text beside a URL")
@@ -166,7 +166,7 @@ def write_sidecar(photo: str, caption: str) -> None:
 
 
 def _replace(path: str | Path, data: bytes) -> None:
-    """Write a file so that it is never there in part."""
+    """Write a file atomically."""
     target = Path(os.path.realpath(path))  # a link stays a link
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:

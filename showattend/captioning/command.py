@@ -1,4 +1,4 @@
-"""From names to captions: printed, in a file, beside the images, or in the web pages that show them."""
+"""Captions files by name, and prints the captions or writes them to a file, beside the images or into web pages."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -14,9 +14,9 @@ from .inputs import image_suffixes, is_one_file, list_files, read_names
 from .outputs import CaptionFile
 from .stream import Caption
 
-# [`caption_stream`] with a captioner: pairs of a key and an image's source to pairs of the key and its captions.
+# [`caption_stream`] with a captioner: maps pairs (key, image source) to pairs (key, captions).
 Stream: TypeAlias = Callable[[Iterable[tuple[Any, Any]]], Iterator[tuple[Any, list[Caption] | Exception]]]
-Keep: TypeAlias = Callable[[str, list[Caption]], None]  # is given an image's name and its captions
+Keep: TypeAlias = Callable[[str, list[Caption]], None]  # takes an image's name and its captions
 
 
 class Failures:
@@ -38,9 +38,9 @@ def caption_images(
     """Caption the images that `names` stand for: files, folders, patterns, URLs, or `-` for names on standard input.
 
     Args:
-        keep: What is done with an image's captions.
+        keep: Called with each image's name and captions.
         failed: Called with the reason for every name or image that gets no caption.
-        skip: Whether an image has its captions already.
+        skip: Whether an image already has its captions.
     """
     skipped = 0
 

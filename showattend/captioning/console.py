@@ -1,4 +1,4 @@
-"""What a program prints: captions on standard output, messages and a progress bar on standard error."""
+"""Console output: captions on standard output, messages and a progress bar on standard error."""
 
 import io
 import logging
@@ -55,7 +55,7 @@ def progress_bar(unit: str, count: Callable[[], int] | None) -> tqdm:
 
 
 def print_columns(*columns: str) -> None:
-    """Print a line with a tab between columns. Raises BrokenPipeError where nobody reads it."""
+    """Print a line with a tab between columns. Raises BrokenPipeError if the reader is gone."""
     tqdm.write("\t".join(map(one_line, columns)), file=sys.stdout)
 
 

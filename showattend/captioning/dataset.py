@@ -24,9 +24,9 @@ logger = logging.getLogger(__name__)
 IMAGE = "image"  # the column of the images' bytes, of files and of WebDataset tars
 RESULTS = pa.schema([("caption", pa.string()), ("score", pa.float32()), ("error", pa.string())])
 KEYS = {"images": ("path",), "parquet": ("row_hash",), "tars": ("__url__", "__key__")}  # columns that identify a row
-ROWS_PER_FILE = 2000  # of the output, at least: fewer rows are lost if the job is killed, more make fewer files
-BLOCK = 16 * 2**20  # bytes of images in a task: what is captioned again if its worker dies
-BATCHES = 8  # that a worker gets at once, to read the images of the next while it captions one
+ROWS_PER_FILE = 2000  # least rows of an output file: fewer rows lose less when the job is killed, more make fewer files
+BLOCK = 16 * 2**20  # bytes of images per task: what is captioned again if its worker dies
+BATCHES = 8  # tasks per worker at once, to read the next task's images while one is captioned
 
 
 def caption_dataset(
@@ -42,8 +42,8 @@ def caption_dataset(
 ) -> tuple[int, int]:
     """Caption every image of a dataset, and write a row for each.
 
-    A worker that dies is replaced and its rows are captioned again, so that every row arrives once. A row whose image
-    cannot be read has an `error` and no caption. The order of the rows is not kept.
+    A worker that dies is replaced and its rows are captioned again; every row is written exactly once. A row whose
+    image cannot be read has an `error` and no caption. The order of the rows is not kept.
 
     Args:
         source: A folder or URI of images, of Parquet files or of WebDataset tars, or one such file.
@@ -53,9 +53,9 @@ def caption_dataset(
             paths start from the folder of `source`.
         batch_size: How many images a worker captions together.
         cores: How many cores a worker has. Where there are GPUs, each has one worker.
-        resume: Leave out the rows that `output` holds already, those with an error too.
-        address: Of a running cluster, or `auto` to find one; by default Ray starts on this machine, unless this
-            process has started it already.
+        resume: Skip the rows that `output` already holds, including those with an error.
+        address: The address of a running cluster, or `auto` to find one; by default Ray starts on this machine, unless
+            this process has already started it.
         settings: The other arguments of [`load`].
 
     Returns:
@@ -69,7 +69,7 @@ def caption_dataset(
     if earlier and not resume:
         raise ValueError(f"{output} holds rows already: continue it with `resume`, or name another folder.")
     kind = _kind(source)
-    load(checkpoint, **settings)  # what is wrong is better found here than by the workers
+    load(checkpoint, **settings)  # find errors here rather than in the workers
     ours = not ray.is_initialized()
     if ours:
         _connect(address, cores)
@@ -127,7 +127,7 @@ def _kind(source: str) -> str:
 
 
 def _read(source: str, kind: str) -> ray.data.Dataset:
-    # Reading and writing wait for disks and networks: they need no core that a worker could have.
+    # Reading and writing wait for disks and networks, so they must not occupy a worker's core.
     remote: dict[str, Any] = {"num_cpus": 0.1}
     if kind == "parquet":
         return ray.data.read_parquet(source, include_row_hash=True, **remote)
@@ -199,7 +199,7 @@ def _connect(address: str | None, cores: int) -> None:
     context.target_max_block_size = BLOCK
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is raised
-    # On this machine, one slot more than there are cores: reading and writing need a share of one.
+    # On this machine, one slot more than cores, for reading and writing.
     where: dict[str, Any] = {"address": address} if address else {"num_cpus": max(cores, os.cpu_count() or 1) + 1}
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ray.init(**where, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)

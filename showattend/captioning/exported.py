@@ -1,4 +1,4 @@
-"""Captions with ONNX Runtime, of a captioner that `showattend export-onnx` wrote; torch is not needed."""
+"""Captions images with ONNX Runtime and a captioner that `showattend export-onnx` wrote; torch is not needed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from showattend.export.onnx_captioner import SETTINGS_FILE, Floats, OnnxCaptione
 
 from .stream import Caption
 
-PRECISIONS = ("int8", "float32", "float16")  # by speed on a CPU
+PRECISIONS = ("int8", "float32", "float16")  # fastest first, on a CPU
 
 
 def is_exported(folder: str | Path) -> bool:
@@ -29,7 +29,7 @@ class ExportedCaptioner:
         folder: What `showattend export-onnx` wrote.
         precision: float32, float16 or int8; None: the fastest of those in the folder.
         prefix: How every caption begins.
-        threads: To compute with; by default as many as there are cores.
+        threads: The number of threads; by default one per core.
         search: See [`OnnxCaptioner.search`].
 
     Raises:
@@ -63,7 +63,7 @@ class ExportedCaptioner:
     def caption(self, images: Sequence[Floats]) -> list[list[Caption]]:
         try:
             found = self.captioner.generate(np.stack(images), self.search)
-        except Exception as error:  # ONNX Runtime's own types derive from nothing else
+        except Exception as error:  # ONNX Runtime's own exceptions have no other base
             if "alloc" in str(error):
                 raise MemoryError(f"{len(images)} images together do not fit into memory.") from error
             raise

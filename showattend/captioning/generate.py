@@ -1,4 +1,4 @@
-"""Captions with torch: batches of images through transformers' `generate`."""
+"""Captions images with torch: batches through transformers' `generate`."""
 
 import os
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ def best_device() -> torch.device:
 
 
 def fastest_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on the CUDA GPUs that compute in it, float16 on older ones, float32 elsewhere.
+    """bfloat16 on CUDA GPUs that support it, float16 on older ones, float32 elsewhere.
 
-    Not every CPU with bfloat16 instructions is faster with them, and none gives exactly the captions of float32.
+    On CPUs, bfloat16 is not always faster, and its captions differ slightly from those of float32.
     """
     if device.type != "cuda":
         return torch.float32
@@ -67,7 +67,9 @@ class TorchCaptioner:
 
     def caption(self, images: Sequence[torch.Tensor]) -> list[list[Caption]]:
         captions: list[list[Caption]] = [[] for _ in images]
-        rows_by_size: dict[torch.Size, list[int]] = {}  # a processor that keeps proportions gives several sizes
+        rows_by_size: dict[
+            torch.Size, list[int]
+        ] = {}  # a processor that keeps proportions returns images of several sizes
         for row, image in enumerate(images):
             rows_by_size.setdefault(image.shape, []).append(row)
         try:
@@ -106,9 +108,9 @@ def caption_scores(
     """The mean log probability of the generated tokens, `[SEP]` among them, at temperature 1.
 
     Args:
-        encoder_outputs: Of the images.
-        sequences: (captions, tokens): what `generate` returned of them.
-        first: Tokens that generation began with.
+        encoder_outputs: The images' encoder outputs.
+        sequences: (captions, tokens), as `generate` returned them.
+        first: The number of tokens that generation began with.
 
     Returns:
         (captions,)

@@ -1,6 +1,6 @@
-"""Which files a command line names: files, folders, patterns, URLs, and names on standard input."""
+"""Finds the files that a command line names: files, folders, patterns, URLs, and names on standard input."""
 
-# Not pathlib: names stay as they were typed, and a million of them are light.
+# Not pathlib: names stay as typed, and a million strings take less memory.
 # ruff: noqa: PTH110, PTH112, PTH118, PTH122, PTH207
 import glob
 import os
@@ -9,12 +9,12 @@ from typing import BinaryIO
 
 from PIL import Image
 
-# Data, documents and films, whose endings Pillow registers although it shows none of them by itself.
+# Suffixes of data, documents and films, which Pillow registers although it cannot read them by itself.
 NOT_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 
 
 def image_suffixes() -> set[str]:
-    """The endings that Pillow knows photos by, in lower case: `.jpg`, `.png`, ..."""
+    """The suffixes of images that Pillow reads, in lower case: `.jpg`, `.png`, ..."""
     return {suffix for suffix, form in Image.registered_extensions().items() if form not in NOT_IMAGES}
 
 
@@ -23,7 +23,7 @@ def is_url(name: str) -> bool:
 
 
 def is_one_file(name: str) -> bool:
-    """Whether a name stands for one file or URL, and not for as many as there may be."""
+    """Whether a name stands for a single file or URL."""
     if is_url(name) or os.path.lexists(name):
         return not os.path.isdir(name)
     return name != "-" and not glob.has_magic(name)
@@ -35,11 +35,11 @@ def list_files(names: Iterable[str], suffixes: Collection[str], report: Callable
     Args:
         names: A folder stands for the files in it and below that end in one of `suffixes`, sorted by name, without
             hidden ones and without what lies behind links to other folders. A pattern (`*`, `?`, `[...]`) stands for
-            the names that match it, as if the shell had put them in its place; one with `**`, which reaches into all
+            the names that match it, as in a shell; one with `**`, which reaches into all
             folders, for the files alone that end in one of `suffixes`. Any other name stands for itself, whether
             there is such a file or not.
         suffixes: In lower case.
-        report: Is told of a folder that holds no such file or cannot be read, and of a pattern that nothing matches.
+        report: Called for a folder that has no such file or cannot be read, and for a pattern without a match.
     """
     for name in names:
         if is_url(name) or os.path.lexists(name) or not glob.has_magic(name):
@@ -94,7 +94,7 @@ def _below(folder: str, suffixes: Collection[str], report: Callable[[str], None]
 
 
 def _can_be_read(entry: os.DirEntry[str]) -> bool:
-    """No pipe, which would be waited for without end; a link to nothing is read, so that the error is seen."""
+    """Exclude pipes, whose reader would wait forever; keep broken links, so that their error is reported."""
     try:
         return entry.is_file() or not os.path.exists(entry.path)
     except OSError:  # a link to itself
@@ -106,7 +106,7 @@ def _ends_in(name: str, suffixes: Collection[str]) -> bool:
 
 
 def read_names(stream: BinaryIO) -> Iterator[str]:
-    """The names in a stream, as they come: one a line, or each ended by a NUL as `find -print0` writes them."""
+    """The names in a stream, as they arrive: one per line, or each ended by a NUL as `find -print0` writes them."""
     rest = b""
     separator = None
     while data := stream.read1(1 << 16):  # type: ignore[attr-defined]

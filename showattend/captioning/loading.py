@@ -24,9 +24,9 @@ def load(
         dtype: One of `DTYPES`. auto: bfloat16 or float16 on GPUs, float32 on CPUs; of an exported captioner the fastest
             precision that it holds.
         prefix: How every caption begins.
-        num_captions: Of each image.
+        num_captions: Captions per image.
         sample: Draw the captions instead of searching for the best ones.
-        threads: To compute with; by default as many as there are cores.
+        threads: The number of threads; by default one per core.
         generation: `num_beams`, `length_penalty`, `max_length`, and with `sample` `temperature` and `top_p`.
 
     Raises:

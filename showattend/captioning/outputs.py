@@ -1,6 +1,6 @@
 """Files of captions, JSON Lines or CSV, that can be resumed after a kill at any moment.
 
-A row is a caption: `path`, `caption`, `score`. The rows of an image stand together.
+Each row is a caption: `path`, `caption`, `score`. The rows of an image are adjacent.
 """
 
 import csv
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 
 class CaptionFile:
-    """Appends the captions of one image at a time; what was appended survives a kill of this process.
+    """Appends the captions of one image at a time; they survive a kill of this process.
 
     Raises:
         OSError: If the file cannot be written.
@@ -91,11 +91,11 @@ def check_output(path: str | Path, resume: bool) -> None:
 
 
 def recover(path: str | Path, num_captions: int) -> Paths:
-    """Make the file of an interrupted run ready to be appended to: what is incomplete at its end is cut off.
+    """Prepare an interrupted run's file for appending: cut off what is incomplete at its end.
 
     Args:
         path: The file need not exist.
-        num_captions: How many captions an image has.
+        num_captions: The number of captions per image.
 
     Returns:
         The images whose captions are in the file.

@@ -1,4 +1,4 @@
-"""A stream of images to a stream of captions: threads read the next images while a batch is captioned."""
+"""Turns a stream of images into a stream of captions: threads read ahead while a batch is captioned."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +15,7 @@ class Caption(NamedTuple):
 
 
 class Captioner(Protocol):
-    """What captions a stream of images: in torch or in ONNX Runtime."""
+    """A captioner for streams of images, in torch or ONNX Runtime."""
 
     def read(self, source: Any) -> Any:
         """Read and preprocess one image; several threads call this at once.
@@ -68,7 +68,7 @@ def _caption_batch(
 
 
 def _outcome(reading: Future[Any]) -> Any:
-    """What was read, or the error that says why it cannot be."""
+    """The result of reading, or the error that prevented it."""
     try:
         return reading.result()
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Loads every captioner that transformers has, so that all are evaluated in the same way."""
+"""Loads any captioner of transformers, so that all are evaluated in the same way."""
 
 import inspect
 from collections.abc import Sequence
@@ -75,7 +75,7 @@ class PromptProcessor:
         self._processor, self._tokenizer = processor, tokenizer
         self._prompt = prompt
         self._inputs = inspect.signature(model.forward).parameters
-        self._ends_prompts = model.config.model_type == "git"  # whose tokenizer closes the prompt like a caption
+        self._ends_prompts = model.config.model_type == "git"  # its tokenizer ends the prompt like a caption
         of_encoder = model.config.is_encoder_decoder and "input_ids" in self._inputs
         self._prefix = ""
         if prompt is not None and not of_encoder:  # then captions begin with it

@@ -1,4 +1,4 @@
-"""Evaluates a captioner: its loss on people's captions, and the scores of its own."""
+"""Evaluates a captioner: its loss on the references, and the scores of its captions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ def validation_loss(
     accelerator: Accelerator,
     batch_size: int,
 ) -> dict[str, float]:
-    """With teacher forcing, `loss`, the mean cross entropy of a token, and `token_accuracy`; padding is ignored."""
+    """`loss`, the mean cross entropy per token with teacher forcing, and `token_accuracy`; padding is ignored."""
     model.eval()
     items = sorted(items, key=lambda item: item.length)  # batches of similar length
     sums = torch.zeros(3, dtype=torch.float64)
@@ -114,7 +114,7 @@ def evaluate_checkpoint(
     check_output_dir(output_dir)
     model, processor = load_any_captioner(checkpoint, prompt)
     model.to(accelerator.device)
-    # The figures must say how the captions were decoded, so the checkpoint's defaults are spelt out.
+    # Record the checkpoint's defaults: the figures must state how the captions were decoded.
     settings = generation_config(model.generation_config, **generation)
     names = ("num_beams", "length_penalty", "no_repeat_ngram_size", *generation)
     generation = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}

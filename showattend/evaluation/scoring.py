@@ -32,8 +32,8 @@ def evaluate_captions(
     """Score captions that something else generated.
 
     Args:
-        captions: As in [`read_captions`]; of several captions of an image the first counts, which
-            `showattend caption` ranks best.
+        captions: As in [`read_captions`]; of several captions of an image only the first counts,
+            the best in files of `showattend caption`.
         dataset: As in [`load_captions`], as are `image_column` and `caption_column`.
         output_dir: As in [`write_figures`].
         compare: As in [`write_figures`].
@@ -52,7 +52,7 @@ def evaluate_captions(
 
 
 def check_output_dir(output_dir: str | Path) -> None:
-    """Make the folder before any work is done.
+    """Create the folder before any work is done.
 
     Raises:
         OSError: If it cannot be made.
@@ -79,7 +79,7 @@ def load_split(
 
 
 def describe_data(dataset: str, split: str) -> dict[str, str]:
-    """The data as figures name it: of a folder, the name without its path."""
+    """The dataset's name in the figures: a folder's name without its path."""
     return {"dataset": Path(dataset).resolve().name if Path(dataset).exists() else dataset, "split": split}
 
 
@@ -103,7 +103,7 @@ def write_figures(
     Returns:
         `described`, the number of `images`, `metrics` (the corpus scores times 100), their 95 % bootstrap `intervals`
         over images and `statistics` of the captions. With `compare`, `differences`: for each metric how much better
-        these captions are, the paired interval, and whether both are equal, because it includes 0.
+        these captions are, the paired interval, and whether it includes 0, so that both count as equal.
     """
     output = Path(output_dir)
     references = dict(zip(images["image_id"], images["captions"], strict=True))

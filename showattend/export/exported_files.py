@@ -1,4 +1,4 @@
-"""The export that a captioner's folder carries in `onnx/`, checked before it is published."""
+"""Checks the export in a captioner's `onnx/` folder before it is published."""
 
 import json
 from pathlib import Path

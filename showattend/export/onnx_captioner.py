@@ -46,7 +46,7 @@ class Caption(NamedTuple):
 
 
 class Search(NamedTuple):
-    """How captions are searched for."""
+    """Settings of the search."""
 
     start: int
     end: int
@@ -82,8 +82,8 @@ class _Hypothesis(NamedTuple):
         )
 
 
-# The search for an image's captions yields the last token of each, and their h and c, to ask for a decoding step; it is
-# sent logits, h, c and attention. The first dimension of each is the captions'.
+# The search for an image's captions yields their last tokens, h and c to request a decoding step, and is sent logits,
+# h, c and attention. The first dimension of each is the captions'.
 _Steps: TypeAlias = Generator[tuple[Sequence[int], Floats, Floats], list[Floats], _T]
 
 
@@ -100,7 +100,7 @@ class OnnxCaptioner:
     Args:
         settings: The contents of `captioner.json`.
         encoder: The `onnxruntime.InferenceSession` from `pixel_values` to `values`, `keys`, `h` and `c`.
-        decoder: The one of a decoding step.
+        decoder: The `InferenceSession` of a decoding step.
     """
 
     def __init__(self, settings: dict[str, Any], encoder: Any, decoder: Any) -> None:
@@ -117,7 +117,7 @@ class OnnxCaptioner:
         Args:
             folder: What `showattend export-onnx` wrote.
             precision: float32, float16 or int8; by default the first of these that the folder holds.
-            threads: To compute with; by default as many as there are cores.
+            threads: The number of threads; by default one per core.
 
         Raises:
             ImportError: If onnxruntime is not installed.
@@ -143,7 +143,7 @@ class OnnxCaptioner:
             raise ValueError(f"{folder} does not hold the precision {precision!r} but {', '.join(files)}.")
         options = SessionOptions()
         options.intra_op_num_threads = threads or 0
-        # Encoder and decoder take turns: the threads of the one would wait busily on the cores that the other needs.
+        # Encoder and decoder take turns: idle threads of one would spin on the cores that the other needs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         sessions = []
         for file in (folder / files[precision]["encoder"], folder / files[precision]["decoder"]):
@@ -167,7 +167,7 @@ class OnnxCaptioner:
         return self.caption_batch([image], **search)[0]
 
     def caption_batch(self, images: Sequence[Any], **search: Any) -> list[Caption]:
-        """Caption images together, which takes less time than one by one; as many as memory allows, 32 say.
+        """Caption images together, which is faster than one by one; pass as many as fit into memory, for example 32.
 
         In int8 a caption may depend on the images beside it, whose activations are rounded to the same scale.
 
@@ -188,12 +188,12 @@ class OnnxCaptioner:
         num_captions: int = 1,
         prefix: Sequence[int] = (),
     ) -> Search:
-        """Settings of a search; what is not given is as `captioner.json` says.
+        """Settings of a search; the defaults are those of `captioner.json`.
 
         Args:
             num_beams: 1 for greedy search, more for beam search. By default there are at least `num_captions`.
             length_penalty: Above 0, beam search prefers longer captions.
-            max_length: Tokens at most, `[CLS]` and `[SEP]` counted.
+            max_length: The largest number of tokens, including `[CLS]` and `[SEP]`.
             num_captions: How many of the beams to return for each image.
             prefix: The tokens that every caption begins with.
 
@@ -247,11 +247,11 @@ class OnnxCaptioner:
     def _run_together(
         self, searches: list[_Steps[list[_Hypothesis]]], values: Floats, keys: Floats
     ) -> list[list[_Hypothesis]]:
-        """What the images' searches find, each decoding step taken for all that have not ended."""
+        """Run the images' searches; each decoding step is shared by all that have not ended."""
         found: dict[int, list[_Hypothesis]] = {}
         asked = {image: next(search) for image, search in enumerate(searches)}
         while asked:
-            # The graph takes equally many captions of each image: the missing ones are padding.
+            # The graph takes the same number of captions per image: pad the missing ones.
             shape = len(asked), max(len(token_ids) for token_ids, _, _ in asked.values())
             units = next(iter(asked.values()))[1].shape[-1]
             input_ids = np.zeros(shape, np.int64)
@@ -390,7 +390,7 @@ def beam_search(search: Search, h: Floats, c: Floats) -> _Steps[list[_Hypothesis
         for row, beam in zip(log_probs, running, strict=True):
             row[search.repeating(beam.token_ids)] = -np.inf
         scores = log_probs + np.stack([beam.log_prob for beam in running])[:, None]  # (beams, vocab_size)
-        # Twice as many as there are beams, so that enough continue where some of them end.
+        # Twice as many as beams, so that enough candidates remain if some of them end.
         best = _largest(scores.ravel(), 2 * num_beams)
         parents, tokens = np.divmod(best, scores.shape[1])
         candidates = [
@@ -407,7 +407,7 @@ def beam_search(search: Search, h: Floats, c: Floats) -> _Steps[list[_Hypothesis
             break
         running = [candidates[number] for number in continuing]
         h, c = h[parents[continuing]], c[parents[continuing]]
-        # An estimate of what a running caption can still reach: longer, it could have a better score than now.
+        # An estimate of the score that a running caption can still reach: a longer caption may score better.
         if len(ended) == num_beams and running[0].log_prob / length**penalty <= ended[-1][0]:
             break
     return [caption for _, caption in ended[: search.num_captions]]
@@ -415,7 +415,7 @@ def beam_search(search: Search, h: Floats, c: Floats) -> _Steps[list[_Hypothesis
 
 def _largest(values: Floats, number: int) -> NDArray[np.intp]:
     """Where the largest values are, in descending order; sorting a whole vocabulary would take longer."""
-    # As many stretches as are wanted reach this bound with their maxima, so that all the largest values do.
+    # At least `number` of the maxima reach this bound, so the `number` largest values do as well.
     maxima = np.maximum.reduceat(values, np.arange(0, len(values), 64))
     bound = np.partition(maxima, -number)[-number] if number <= len(maxima) else -np.inf
     places = np.flatnonzero(values >= bound)

@@ -1,4 +1,4 @@
-"""What an exported captioner is worth: the scores of its captions, its speed and its size, beside those of torch."""
+"""Evaluates an exported captioner: the scores of its captions, its speed and its size, beside those of torch."""
 
 import time
 from collections.abc import Callable
@@ -26,19 +26,19 @@ def evaluate_onnx(
     caption_column: str | None = None,
     **generation: Any,
 ) -> dict[str, dict[str, float]]:
-    """Caption a split photo by photo, as a program that people use does it.
+    """Caption a split image by image, as an interactive program does.
 
     Args:
-        folder: What `scripts/export_onnx.py` wrote.
+        folder: What `showattend export-onnx` wrote.
         dataset: As in [`load_captions`], as are `image_column` and `caption_column`.
-        precisions: Those to evaluate.
-        checkpoint: The captioner that was exported, to stand beside them as `torch`.
+        precisions: The precisions to evaluate.
+        checkpoint: The captioner that was exported, to be evaluated as `torch`.
         generation: `num_beams`, `length_penalty` or `max_length`; what is left out is as exported.
 
     Returns:
-        For each of them `megabytes` on the disk (of the graphs; torch's weights), `milliseconds` of the median photo
+        For each of them `megabytes` on the disk (of the graphs; torch's weights), `milliseconds` of the median image
         from the decoded image to the text, the scores of [`score_captions`], and with a checkpoint `as_torch`, the
-        percentage of the captions that are torch's to the letter.
+        percentage of captions that are identical to torch's.
 
     Raises:
         ValueError: If the dataset lacks the split, or the folder a precision.

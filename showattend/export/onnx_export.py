@@ -49,14 +49,14 @@ except ImportError as missing:
 logger = logging.getLogger(__name__)
 
 PRECISIONS = ("float32", "float16", "int8")
-# Of what the graphs may differ from torch by: |difference| / |value|, in the 2-norm.
+# The largest difference from torch: |difference| / |value|, in the 2-norm.
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "int8": 0.5}
 CALIBRATION_IMAGES = 256
-CAPTIONS = 3  # of each image, when graphs are compared
+CAPTIONS = 3  # captions per image when graphs are compared
 
 
 class _Encoder(nn.Module):
-    """All that is computed once an image."""
+    """Everything that is computed once per image."""
 
     def __init__(self, model: ShowAttendForConditionalGeneration) -> None:
         super().__init__()
@@ -99,9 +99,9 @@ def export_onnx(
     """Write a captioner's graphs, its settings and `onnx_captioner.py`: a folder that runs without the checkpoint.
 
     - float32: the same captions as torch.
-    - float16: the weights take half the room; they are computed with in float32, as CPUs do that best.
+    - float16: the weights take half the space; computation stays in float32, which is fastest on CPUs.
     - int8: weights and, in the encoder, activations of 8 bits. The ranges of the encoder's activations are measured on
-      images; the decoder's are taken at every step.
+      images; the decoder's are computed at every step.
 
     Args:
         checkpoint: The captioner's folder or Hub id.
@@ -109,14 +109,14 @@ def export_onnx(
         calibration: A folder of images like those to be captioned, for int8; 256 of them are used.
 
     Returns:
-        For each precision how far its `values`, `logits` and `attention` are from torch's, relative to their size; and
-        its `megabytes`.
+        For each precision the relative difference of its `values`, `logits` and `attention` from torch's, and its
+        `megabytes`.
 
     Raises:
         OSError: If the checkpoint cannot be read or the folder not be written.
         ValueError: If a precision is unknown, there are no images to calibrate int8 on, the captioner has settings that
-            `onnx_captioner.py` does not follow, or a graph differs from torch by more than rounding explains: nothing
-            is written then.
+            `onnx_captioner.py` does not follow, or a graph differs from torch by more than rounding explains; then
+            nothing is written.
     """
     if unknown := [precision for precision in precisions if precision not in PRECISIONS]:
         raise ValueError(f"The export does not support the precision {unknown[0]!r} but {', '.join(PRECISIONS)}.")
@@ -162,7 +162,7 @@ def export_onnx(
 
 
 def _replace(output_dir: Path, folder: Path) -> None:
-    """Move the files of `folder` to `output_dir`, the settings last: they name the others."""
+    """Move the files of `folder` to `output_dir`, the settings last, because they name the others."""
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         for name in [SETTINGS_FILE, *(f"{part}.{p}.onnx" for part in ("encoder", "decoder") for p in PRECISIONS)]:
@@ -174,14 +174,14 @@ def _replace(output_dir: Path, folder: Path) -> None:
 
 
 def _settings(model: ShowAttendForConditionalGeneration, processor: ShowAttendProcessor) -> dict[str, Any]:
-    """What a program needs besides the graphs; `files` is still missing."""
+    """The settings that a program needs besides the graphs; `files` is added later."""
     images, tokenizer = processor.image_processor, processor.tokenizer
     height, width = images.size.get("height"), images.size.get("width")
     if not (images.do_resize and height and width) or images.do_center_crop:
         raise ValueError("The export supports images that are resized to a height and a width, not cropped ones.")
     followed = {"max_length", "num_beams", "length_penalty", "no_repeat_ngram_size"}
     followed |= {"decoder_start_token_id", "eos_token_id"}
-    # Of no effect on the captions:
+    # These do not change the captions:
     followed |= {"bos_token_id", "pad_token_id", "use_cache", "transformers_version", "_from_model_config"}
     followed |= {"output_attentions", "output_hidden_states", "output_scores", "return_dict_in_generate"}
     generation = model.generation_config.to_diff_dict()
@@ -200,7 +200,7 @@ def _settings(model: ShowAttendForConditionalGeneration, processor: ShowAttendPr
         "preprocessing": {
             "height": height,
             "width": width,
-            "resample": Image.Resampling(images.resample).name.lower(),  # Pillow's, so antialiased
+            "resample": Image.Resampling(images.resample).name.lower(),  # as in Pillow, so antialiased
             "background": "white",  # where an image is transparent
             "channels": "RGB",
             "rescale_factor": images.rescale_factor if images.do_rescale else 1.0,
@@ -264,18 +264,18 @@ def _to_onnx(
             verbose=False,
         )
     assert program is not None
-    # Each graph reads a part of the LSTM's weights: folded, it is a weight of its own, and not the whole in both.
+    # Fold constants: each graph reads a part of the LSTM's weights, and would otherwise hold the whole.
     onnxscript.optimizer.optimize(program.model, input_size_limit=2**31, output_size_limit=2**31)
     graph = program.model_proto
     for node in graph.graph.node:
-        del node.metadata_props[:]  # stack traces, which tell whoever gets the file about this machine's folders
+        del node.metadata_props[:]  # stack traces, which reveal this machine's folders
     return graph
 
 
 def _with_half_weights(graph: onnx.ModelProto) -> onnx.ModelProto:
     """Keep large weights in float16 and cast them when the graph is loaded.
 
-    A graph that computes in float16 would be slower on a CPU, which casts to and fro, and no smaller.
+    Computing in float16 would be slower on a CPU, which casts back and forth, and the graph no smaller.
     """
     half = onnx.ModelProto()
     half.CopyFrom(graph)
@@ -295,7 +295,7 @@ def _with_half_weights(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class _Images(CalibrationDataReader):
-    """Images one by one; `set_range` and `len` let ONNX Runtime forget the activations of one before the next."""
+    """Images one by one; `set_range` and `len` let ONNX Runtime free one image's activations before the next."""
 
     def __init__(self, images: Floats) -> None:
         self.images = images
@@ -335,15 +335,15 @@ def _quantize_encoder(graph: onnx.ModelProto, file: Path, images: Floats) -> Non
 
 
 def _quantize_decoder(graph: onnx.ModelProto, file: Path) -> None:
-    onnx.save(graph, file)  # given the graph itself, ONNX Runtime takes its constants away, also those it needs
+    onnx.save(graph, file)  # given the graph itself, ONNX Runtime removes constants that it still needs
     with _quiet():
-        quant_pre_process(file, file, skip_symbolic_shape=True)  # weights that are parts of one become constants
+        quant_pre_process(file, file, skip_symbolic_shape=True)  # slices of weights become constants
         quantize_dynamic(file, file, per_channel=True, weight_type=QuantType.QInt8)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep ONNX Runtime's quantisation from printing its progress and logging advice through the root logger."""
+    """Silence the progress and advice of ONNX Runtime's quantisation."""
     level = logging.root.level
     logging.root.setLevel(logging.ERROR)
     try:
@@ -373,7 +373,7 @@ def _calibration_images(folder: Path, preprocessing: dict[str, Any]) -> Floats:
 def _differences(
     captioner: OnnxCaptioner, model: ShowAttendForConditionalGeneration, images: Floats
 ) -> dict[str, float]:
-    """How far a captioner is from torch, relative to the values, over all steps of a few captions of each image."""
+    """The relative difference from torch over all steps of a few captions per image."""
     pixel_values = torch.from_numpy(images)
     input_ids = model.generate(pixel_values, num_beams=CAPTIONS, num_return_sequences=CAPTIONS)
     expected = model(pixel_values=pixel_values, decoder_input_ids=input_ids)

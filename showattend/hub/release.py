@@ -40,7 +40,7 @@ def pack_checkpoint(checkpoint: str | Path, output_dir: str | Path, **generation
     with replacing(output_dir) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-        model.config.dtype = torch.float32  # float16 is for storage: CPUs are faster in float32
+        model.config.dtype = torch.float32  # float16 is for storage only: CPUs are faster in float32
         model.config.save_pretrained(folder)
         size = sum(file.stat().st_size for file in folder.iterdir())
         if size > MAX_BYTES:
@@ -52,8 +52,8 @@ def pack_checkpoint(checkpoint: str | Path, output_dir: str | Path, **generation
 def shrink_stem(encoder: ShowAttendEncoder) -> None:
     """Scale the first convolution's outputs to a variance of about 1, and its BatchNorm's statistics along with them.
 
-    The encoder computes the same. Weights trained on pixels from 0 to 255 have variances that overflow float16; scaling
-    by powers of two changes exponents only, so nothing is rounded.
+    The encoder's output does not change. Weights trained on pixels from 0 to 255 have variances that overflow float16;
+    scaling by powers of two changes exponents only, so nothing is rounded.
     """
     convolution, norm = encoder.resnet[0], encoder.resnet[1]
     assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)

@@ -1,4 +1,4 @@
-"""Uploads a captioner to the Hub in one commit: everything that loading and using it takes."""
+"""Uploads a captioner to the Hub in one commit, with everything needed to load and use it."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from showattend.export.exported_files import exported_files
 
 from .model_card import local_links, new_card
 
-# What `save_pretrained` of model and processor writes, without the code: uploaded is the installed package's, which has
-# just loaded the checkpoint, and not what lies in the folder.
+# What `save_pretrained` of model and processor writes, except the code: the installed package's code is uploaded, which
+# has just loaded the checkpoint, not the folder's.
 SAVED = (
     "config.json",
     "generation_config.json",
@@ -120,7 +120,7 @@ def _upload(
         raise ValueError(f"{repo_id} exists and is public: do without private, or make it private on the Hub first.")
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    # A generated card must not replace one that somebody wrote on the Hub.
+    # A generated card must not replace one written on the Hub.
     if isinstance(files["README.md"], bytes) and api.file_exists(repo_id, "README.md", revision=revision):
         files = {path: file for path, file in files.items() if path != "README.md"}
     # Not upload_folder, which may split the files over several commits.

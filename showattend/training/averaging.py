@@ -1,4 +1,4 @@
-"""Averages of weights, which caption better than the weights of any single step."""
+"""Averages of weights, which generate better captions than the weights of any single step."""
 
 import copy
 
@@ -11,10 +11,10 @@ Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 
 
 def moving_average(model: ShowAttendForConditionalGeneration, decay: float) -> AveragedModel:
-    """An exponential moving average of a model's weights, which begins with those it has now.
+    """An exponential moving average of a model's weights, starting from its current ones.
 
-    The decay rises to `decay`, or an average of the first steps would drag the initial weights along. Weights that
-    do not change keep every bit, so that features in a cache stay valid.
+    The decay rises to `decay`, so that the initial weights do not dominate the first averages. Weights that do not
+    change keep every bit, so that cached features stay valid.
     """
 
     @torch.no_grad()
@@ -31,10 +31,10 @@ def moving_average(model: ShowAttendForConditionalGeneration, decay: float) -> A
 def between(
     start: ShowAttendForConditionalGeneration, end: ShowAttendForConditionalGeneration, share: float
 ) -> ShowAttendForConditionalGeneration:
-    """A model with `share` of the start's weights and the rest of the end's, which was trained from it.
+    """Interpolate weights: `share` of the start's, the rest of the end's, which was fine-tuned from it.
 
-    Fine-tuning fits the training set beyond what serves new images; part of the way keeps most of both (Wortsman et
-    al., 2022, "Robust fine-tuning of zero-shot models", https://arxiv.org/abs/2109.01903).
+    Fine-tuning overfits the training set; an interpolation generalises better than either end (Wortsman et al., 2022,
+    "Robust fine-tuning of zero-shot models", https://arxiv.org/abs/2109.01903).
     """
     average = copy.deepcopy(start)
     torch._foreach_lerp_(list(average.parameters()), list(end.parameters()), 1 - share)

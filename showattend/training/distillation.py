@@ -1,7 +1,7 @@
-"""Captions that a captioner generates for the images it is trained on, to learn from beside those that people wrote.
+"""Captions that a captioner generates for its training images, to train on beside the human captions.
 
-Five people describe one image in five ways, and a captioner trained on all of them hedges. What a captioner generates
-varies less; learning the best of it brings greedy search near to beam search (sequence-level knowledge distillation,
+Five people describe one image in five ways, and a captioner trained on all of them hedges. Generated captions vary
+less; training on the best of them brings greedy search close to beam search (sequence-level knowledge distillation,
 Kim and Rush, 2016, https://arxiv.org/abs/1606.07947, section 3.3).
 """
 
@@ -25,7 +25,7 @@ BEAMS: dict[str, Any] = dict(num_beams=5, num_return_sequences=5, length_penalty
 SAMPLES: dict[str, Any] = dict(
     do_sample=True, num_return_sequences=10, temperature=0.8, top_k=0, num_beams=1, no_repeat_ngram_size=3
 )
-METEOR_WEIGHT = 5.0  # in the score that chooses among them
+METEOR_WEIGHT = 5.0  # weight of METEOR in the score that selects captions
 BATCH_SIZE = 64
 
 
@@ -39,14 +39,14 @@ def generate_captions(
     max_length: int,
     seed: int,
 ) -> dict[str, list[str]]:
-    """The results of a beam search and samples for each image, in a file that grows; an interrupted call resumes.
+    """Generate captions by beam search and sampling, and append them to a file; an interrupted call resumes.
 
     Args:
-        inputs_of: Gives the images of some rows as `generate` takes them: pixel_values or image_features.
-        path: JSON Lines, a row an image: `image_id` and `captions`. It must be of the same model and arguments.
+        inputs_of: Maps rows to the inputs of `generate`: pixel_values or image_features.
+        path: JSON Lines, one row per image: `image_id` and `captions`. It must come from the same model and arguments.
 
     Returns:
-        image id -> its captions, each once, on every process.
+        image id -> its distinct captions, on every process.
     """
     model.eval()
     generated = broadcast_object_list([_read(path) if accelerator.is_main_process else None])[0]
@@ -90,7 +90,7 @@ def _generate(
 
 
 def _read(path: Path) -> dict[str, list[str]]:
-    """The rows of whole lines; what was half-written when a process was killed is cut off."""
+    """The rows of complete lines; a line that a kill left half-written is cut off."""
     if not path.exists():
         return {}
     text = path.read_text(encoding="utf-8")
@@ -102,7 +102,7 @@ def _read(path: Path) -> dict[str, list[str]]:
 
 
 def best_captions(generated: Captions, references: Captions, count: int) -> dict[str, list[str]]:
-    """Of each image's generated captions the `count` that agree best with its references, the best first."""
+    """The `count` generated captions of each image that agree best with its references, best first."""
     pairs = [(image_id, caption) for image_id, captions in generated.items() for caption in captions]
     rewards = CiderMeteorReward(references, METEOR_WEIGHT).reward(*zip(*pairs, strict=True))
     ranked = sorted(zip(pairs, rewards.tolist(), strict=True), key=lambda scored: -scored[1])

@@ -15,7 +15,7 @@ def load_encoder_weights(model: ShowAttendForConditionalGeneration, weights: str
     """Load the weights of a torchvision ResNet into the captioner's encoder.
 
     Args:
-        weights: A name of torchvision's (`IMAGENET1K_V1`, `IMAGENET1K_V2`, `DEFAULT`), which is downloaded once, or a
+        weights: The name of torchvision weights (`IMAGENET1K_V1`, `IMAGENET1K_V2`, `DEFAULT`), downloaded once, or a
             file with a torchvision `state_dict` (`.safetensors`, or `.pth` without pickled code). Weights of the
             original ResNet, as in Caffe and Keras, need `stride_in_1x1=True` in the config.
 
@@ -42,7 +42,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
-        # torch's own message advises to load a pickle with code in it
+        # torch's own message suggests loading a pickle that may run code
         raise ValueError(f"{path} is not a readable file of tensors alone.") from error
 
 

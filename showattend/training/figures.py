@@ -1,4 +1,4 @@
-"""What a training run writes about itself: its log, its curves, and captions beside their images."""
+"""Writes a training run's log, its curves, and sample captions beside their images."""
 
 import json
 import math
@@ -38,7 +38,7 @@ def plot_curves(log: Sequence[Mapping[str, float]], path: str | Path) -> None:
     losses, metrics = figure.subplots(1, 2)
     epochs = [line["epoch"] for line in log]
     for name, label in (("train_loss", "training, regularisers included"), ("loss", "validation")):
-        # Self-critical training logs minus a reward in its place.
+        # Self-critical training logs minus the reward instead of a loss.
         losses.plot(epochs, [line[name] if line[name] > 0 else math.nan for line in log], marker=".", label=label)
     for name, label in (("cider", "CIDEr"), ("bleu_4", "BLEU-4"), ("meteor", "METEOR"), ("rouge_l", "ROUGE-L")):
         if all(name in line for line in log):

@@ -1,4 +1,4 @@
-"""What a training step lowers: cross entropy of people's captions, or minus the reward of sampled ones."""
+"""Training objectives: cross entropy of reference captions, or minus the reward of sampled ones."""
 
 from typing import Any, Protocol
 
@@ -15,26 +15,26 @@ from .self_critical import policy_gradient_loss, sample_captions
 
 
 class Objective(Protocol):
-    """One forward pass of a step, which may have several, in micro-batches and processes."""
+    """The objective of one forward pass; a step may have several, over micro-batches and processes."""
 
     uses_dropout: bool
 
     def __call__(self, batch: Batch, num_labels: int, num_batches: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both results are this batch's part: the parts of all batches of a step add up to the step's value.
+        """Compute this batch's share of the step: over all batches of a step, the results add up to its totals.
 
         Args:
-            batch: Of this forward pass, on the model's device.
-            num_labels: Of all batches of the step, on all processes.
-            num_batches: Of the step, on all processes.
+            batch: The batch of this forward pass, on the model's device.
+            num_labels: The number of labels in all batches of the step, on all processes.
+            num_batches: The number of batches in the step, on all processes.
 
         Returns:
-            The loss, for backward, and what is logged.
+            The loss for backward, and the value to log.
         """
         ...
 
 
 class CrossEntropy:
-    """The mean cross entropy of a token, teacher forced."""
+    """The mean cross entropy per token, with teacher forcing."""
 
     uses_dropout = True
 
@@ -47,15 +47,15 @@ class CrossEntropy:
 
 
 class SelfCritical:
-    """Minus the advantage-weighted log probability of sampled captions; what is logged is minus their mean reward.
+    """Minus the advantage-weighted log probability of sampled captions; logs minus their mean reward.
 
     Args:
-        model: As accelerate prepared it, which casts to the run's precision and gathers gradients of all processes.
+        model: Prepared by accelerate, which casts to the run's precision and gathers gradients of all processes.
         captioner: The same model, unwrapped.
         sampling: Arguments of [`sample_captions`]: samples, baseline and max_length.
     """
 
-    # A sampled caption's gradient must be that of the distribution it was drawn from, which has no dropout.
+    # The gradient must belong to the distribution that captions are sampled from, which has no dropout.
     uses_dropout = False
 
     def __init__(
@@ -75,7 +75,7 @@ class SelfCritical:
         self.sampling = sampling
 
     def __call__(self, batch: Batch, num_labels: int, num_batches: int) -> tuple[torch.Tensor, torch.Tensor]:
-        # Autocast of its own: the forward pass below must not meet weights that were cast without a gradient.
+        # A separate autocast: its cache would hand weights cast without a gradient to the forward pass below.
         with self.accelerator.autocast():
             labels, advantages, mean_reward = sample_captions(
                 self.captioner, self.processor, batch, self.reward, **self.sampling

@@ -1,4 +1,4 @@
-"""What a run begins with: an output folder that can be written, a model with its processor, and labels."""
+"""Prepares a run: its output folder, the model with its processor, and the labels."""
 
 import dataclasses
 import hashlib
@@ -23,7 +23,7 @@ from showattend.data.tokenization import load_tokenizer, prune_tokenizer
 from .encoder_weights import load_encoder_weights
 from .settings import TrainingSettings
 
-# What may differ when a run resumes: where things lie, how long it is to run, how it is reported.
+# Settings that may differ when a run resumes: locations, the length of the run, reporting.
 MAY_CHANGE = {
     *("output_dir", "preset", "cache_dir", "epochs", "early_stopping_patience", "num_workers", "report_to"),
     "checkpoint_every",
@@ -32,9 +32,9 @@ FREE_BYTES = 2e9  # two checkpoints and two models at once, with their optimizer
 
 
 def run_identity(settings: TrainingSettings, num_processes: int) -> dict[str, Any]:
-    """What a run is and must still be when it resumes.
+    """What must stay the same when a run resumes.
 
-    A step is counted in batches of all processes, and averages and generated captions depend on the start's weights.
+    Steps are counted in batches of all processes, and averages and generated captions depend on the start's weights.
     """
     identity = dataclasses.asdict(settings) | {"num_processes": num_processes}
     weights = Path(settings.init_from or "") / "model.safetensors"
@@ -44,10 +44,10 @@ def run_identity(settings: TrainingSettings, num_processes: int) -> dict[str, An
 
 
 def prepare_output_folder(output: Path, run: dict[str, Any]) -> None:
-    """Write `settings.json`, and refuse, before any work is done, what would fail after hours of it.
+    """Write `settings.json`, and find out early what would otherwise fail after hours.
 
     Args:
-        run: The [`run_identity`], which must be that of the run in the folder if it has left something to resume from.
+        run: The [`run_identity`], which must match that of the run in the folder if there is one to resume.
 
     Raises:
         OSError: If the folder cannot be written or the disk is full.
@@ -74,7 +74,7 @@ def prepare_output_folder(output: Path, run: dict[str, Any]) -> None:
 
 
 def check_metric(name: str) -> None:
-    """METEOR and SPICE need programs that may be missing, which shows when they score a caption."""
+    """Score a caption as a test: METEOR and SPICE need programs that may be missing."""
     if name in ("meteor", "spice") and name not in score_captions({"": "a dog"}, {"": ["a dog"]}):
         raise ValueError(
             f"`metric_for_best_model` {name} cannot be measured on this machine: it needs Java (SPICE more, see "
@@ -85,7 +85,7 @@ def check_metric(name: str) -> None:
 def build_model(
     settings: TrainingSettings, train_set: Dataset
 ) -> tuple[ShowAttendForConditionalGeneration, ShowAttendProcessor]:
-    """The captioner to start from, and its processor: a new one, or `init_from` with the settings' regularisers."""
+    """The captioner to start from and its processor: new, or `init_from` with the settings' regularisers."""
     regularisers: dict[str, Any] = {
         "dropout": settings.dropout,
         "feature_dropout": settings.feature_dropout,

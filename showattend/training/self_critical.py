@@ -1,7 +1,7 @@
 """Self-critical sequence training (Rennie et al., 2017, https://arxiv.org/abs/1612.00563).
 
-Cross entropy teaches the next token of a caption that a person wrote; a metric scores whole captions that the model
-wrote. So captions are sampled: those that score better than a baseline become more likely, the others less.
+Cross entropy trains on the next token of reference captions, while metrics score whole generated captions. So captions
+are sampled: those that score above a baseline become more likely, the others less.
 """
 
 from typing import Any
@@ -31,7 +31,7 @@ def sample_captions(
         model: The captioner, unwrapped.
         batch: Images on the model's device; its labels are ignored.
         reward: Scores captions of training images.
-        samples: How many captions to sample of each image.
+        samples: The number of captions to sample per image.
         baseline: `greedy`, the reward of the image's greedy caption (the paper's), or `samples`, the mean reward of
             its other samples (Luo, 2020, https://arxiv.org/abs/2003.09971).
 
@@ -39,7 +39,7 @@ def sample_captions(
         The samples as labels (images * samples, steps), their advantages (images * samples,), and the mean reward.
     """
     training = model.training
-    model.eval()  # rewards are those of captions that the model generates, without dropout
+    model.eval()  # sample and reward without dropout, as in generation
     encoded = model.encoder(**batch.inputs)
     # Whatever the checkpoint's generation config says:
     settings: dict[str, Any] = dict(max_length=max_length, num_beams=1, no_repeat_ngram_size=0)
@@ -71,7 +71,7 @@ def policy_gradient_loss(logits: torch.Tensor, labels: torch.Tensor, advantages:
         advantages: (captions,).
 
     Returns:
-        The sum over all tokens. Its gradient, not its value, has a meaning.
+        The sum over all tokens. Only its gradient is meaningful, not its value.
     """
     negative_log_probs = F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")  # 0 at -100
     return (advantages.unsqueeze(1) * negative_log_probs).sum()

@@ -14,7 +14,7 @@ def _setting(default: Any, help: str, choices: Sequence[str] | None = None) -> A
     return field(default=default, metadata={"help": help} | ({"choices": choices} if choices else {}))
 
 
-# Those of transformers that need no settings of their own.
+# The schedulers of transformers that need no settings of their own.
 SCHEDULERS = (
     *("reduce_lr_on_plateau", "constant", "constant_with_warmup"),
     *("linear", "cosine", "polynomial", "inverse_sqrt"),
@@ -142,7 +142,7 @@ class TrainingSettings:
         for names, least in ((AT_LEAST_1, 1), (AT_LEAST_0, 0)):
             for name in names:
                 value = getattr(self, name)
-                if value is not None and not value >= least:  # so that a NaN is not, either
+                if value is not None and not value >= least:  # so that NaN fails as well
                     raise ValueError(f"`{name}` must be at least {least}, not {value}.")
         if not 0 < self.plateau_factor < 1:
             raise ValueError(f"`plateau_factor` must lie between 0 and 1, not be {self.plateau_factor}.")
@@ -210,18 +210,18 @@ def parse_settings(arguments: Sequence[str], presets: Path) -> TrainingSettings:
 
 
 def as_flags(message: str) -> str:
-    """A message that names settings, as the command line says it: `batch_size` is --batch-size there."""
+    """Turn the settings that a message names into flags: `batch_size` becomes --batch-size."""
     names = "|".join(setting.name for setting in fields(TrainingSettings))
     return re.sub(f"`({names})`", lambda name: "--" + name[1].replace("_", "-"), message)
 
 
 class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ValueError(message)  # and not a page of usage
+        raise ValueError(message)  # instead of a page of usage
 
 
 def _parser() -> _Parser:
-    """A parser of all settings: transformers' HfArgumentParser, which takes seconds to import, does the same."""
+    """A parser of all settings, like transformers' HfArgumentParser, which takes seconds to import."""
     parser = _Parser(
         prog="showattend train",
         description="Train a Show, Attend and Tell captioner.",
@@ -258,7 +258,7 @@ def _set_defaults(parser: ArgumentParser, path: Path) -> None:
     known = set()
     for action in parser._actions:
         if action.dest in values:
-            # As a string, which the parser reads like one of the command line; it does not look at its choices.
+            # As a string, which argparse parses like an argument, but without checking its choices.
             action.default = str(values[action.dest])
             action.required = False
             known.add(action.dest)
@@ -273,7 +273,7 @@ def _set_defaults(parser: ArgumentParser, path: Path) -> None:
 
 
 def _read_preset(path: Path) -> dict[str, Any]:
-    """A preset's settings over those of the file that its `base` names, which lies beside it."""
+    """A preset's settings, on top of those of its `base`, a file in the same folder."""
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
         raise ValueError(f"There is no preset {path}: name one of {known}, or a YAML file.")

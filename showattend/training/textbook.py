@@ -1,7 +1,7 @@
-"""The training step as tutorials and the write-up have it, on our model's own parameters: the yardstick for ours.
+"""The training step of tutorials and the write-up, on our model's parameters: the baseline for ours.
 
-It computes the same loss, and spends its time on what [`ShowAttendForConditionalGeneration.forward`] saves: attention
-keys that are the same at every step, logits of padding, and steps after the end of the longest caption.
+It computes the same loss, but also what [`ShowAttendForConditionalGeneration.forward`] saves: attention keys again at
+every step, logits of padding, and steps after the end of the longest caption.
 """
 
 import torch
@@ -16,12 +16,12 @@ def textbook_loss(
     labels: torch.Tensor,
     caption_length: int = 30,
 ) -> torch.Tensor:
-    """The mean cross entropy of the labels, teacher forced; only for models without `deep_output`.
+    """The mean cross entropy of the labels, with teacher forcing; only for models without `deep_output`.
 
     Args:
         image_features: (batch, positions, encoder_dim).
         labels: (batch, steps), -100 where padded, at most `caption_length` - 1 steps.
-        caption_length: All captions are padded to this many word pieces, `[CLS]` and `[SEP]` counted.
+        caption_length: All captions are padded to this many tokens, including `[CLS]` and `[SEP]`.
     """
     pad = model.config.pad_token_id
     batch, steps = labels.shape
@@ -49,16 +49,16 @@ def textbook_loss(
 def textbook_caption(
     model: ShowAttendForConditionalGeneration, pixel_values: torch.Tensor, num_beams: int = 1, max_length: int = 30
 ) -> list[int]:
-    """Caption one photo by the loop of tutorials: the beams that are left, and all projections anew for each step.
+    """Caption one image with the tutorials' beam search, which recomputes all projections at every step.
 
     Captions are compared by their summed log probabilities, without a length penalty.
 
     Args:
         pixel_values: (1, 3, height, width).
-        max_length: Word pieces at most, `[CLS]` and `[SEP]` counted.
+        max_length: The largest number of tokens, including `[CLS]` and `[SEP]`.
 
     Returns:
-        The caption's pieces from `[CLS]` to `[SEP]`.
+        The caption's tokens from `[CLS]` to `[SEP]`.
     """
     decoder, attention, end = model.decoder, model.decoder.attention, model.config.eos_token_id
     image_features = model.encoder(pixel_values=pixel_values)[0]  # (1, positions, encoder_dim)

@@ -41,7 +41,7 @@ logger = get_logger(__name__)
 
 @dataclass
 class Progress:
-    """Where a run stands; saved with every checkpoint."""
+    """The progress of a run; saved with every checkpoint."""
 
     epoch: int = 0
     step: int = 0  # within the epoch
@@ -66,7 +66,7 @@ def train(settings: TrainingSettings) -> Path:
         The folder of the best model.
 
     Raises:
-        ValueError: If the settings do not fit the data, the start or the run that is to be resumed.
+        ValueError: If the settings do not fit the data, the start or the run to resume.
         OSError: If a folder cannot be written, or a model or data cannot be read.
         FloatingPointError: If the loss is not finite.
     """
@@ -74,17 +74,17 @@ def train(settings: TrainingSettings) -> Path:
 
 
 class Trainer:
-    """A run: its data, model and optimizer, and where it stands."""
+    """A run: its data, model, optimizer and progress."""
 
     def __init__(self, settings: TrainingSettings) -> None:
         self.settings = settings
         self.output = Path(settings.output_dir)
         self.accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),  # or processes without a GPU would not know of each other
+            cpu=not torch.accelerator.is_available(),  # otherwise processes without a GPU would not find each other
             mixed_precision=settings.mixed_precision,
             log_with=None if settings.report_to == "none" else settings.report_to,
             project_dir=self.output,
-            # Weights that are not trained at first get no gradient, which several processes must agree on.
+            # DistributedDataParallel must know that weights that are frozen at first get no gradient.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=settings.freeze_epochs > 0)],
         )
         set_seed(settings.seed)
@@ -100,7 +100,7 @@ class Trainer:
             self.progress = Progress(**json.loads((self.checkpoint / "progress.json").read_text()))
 
     def load_data(self) -> None:
-        """Captions as tokens, images as the frozen encoder's features, and the model that both depend on."""
+        """Load the model, tokenize the captions, and compute the frozen encoder's features of the images."""
         settings = self.settings
         columns: dict[str, Any] = {"image_column": settings.image_column, "caption_column": settings.caption_column}
         if settings.streaming_steps:
@@ -145,13 +145,13 @@ class Trainer:
     def make_images(self) -> FeatureCache | PixelLoader:
         if self.settings.feature_cache == "none":
             return PixelLoader(self.processor.image_processor)
-        # float16 has not the range for every encoder's activations.
+        # float16 overflows with some encoders' activations.
         dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
         cache_dir = Path(self.settings.cache_dir).expanduser()
         return FeatureCache(cache_dir, self.model.encoder, self.processor.image_processor, dtype)
 
     def generate_captions(self, image_ids: list[str], images: list[str]) -> dict[str, list[str]]:
-        """The best of what the model, which is still the start, generates for the training images."""
+        """The best captions that the start's model generates for the training images."""
         generated = generate_captions(
             self.model,
             self.processor,
@@ -188,7 +188,7 @@ class Trainer:
             num_training_steps=len(self.steps_of(0)) * settings.epochs,
             scheduler_specific_kwargs=plateau if self.on_plateau else None,
         )
-        # Copies are made before `prepare`, which replaces the model's forward by one that is bound to it.
+        # Copy before `prepare`, which replaces the model's forward by one bound to this model.
         self.start = copy.deepcopy(self.model) if settings.average_with_start else None
         self.average = moving_average(self.model, settings.ema_decay) if settings.ema_decay else None
         self.wrapped, self.optimizer = accelerator.prepare(self.model, optimizer)
@@ -244,7 +244,7 @@ class Trainer:
     def train(self) -> Path:
         if not self.progress.finished(self.settings):
             self.load_data()
-            set_seed(self.settings.seed, device_specific=True)  # from here on, each process draws for itself
+            set_seed(self.settings.seed, device_specific=True)  # from here on, every process has its own random numbers
             self.prepare_training()
         while not self.progress.finished(self.settings):
             self.train_epoch()
@@ -260,11 +260,11 @@ class Trainer:
         return self.output / "best"
 
     def train_epoch(self) -> None:
-        """The epoch's steps, or those that are left of it."""
+        """Run the epoch's remaining steps."""
         progress = self.progress
         steps = self.steps_of(progress.epoch, progress.step)
         num_steps = progress.step + len(steps)
-        # A generator of its own: workers would take their seed from dropout's, once more when a run resumes.
+        # A separate generator: seeding the workers would advance the one that dropout uses, once more on each resume.
         loader = DataLoader(steps, batch_size=None, num_workers=self.settings.num_workers, generator=torch.Generator())
         self.wrapped.train(self.objective.uses_dropout)
         if progress.epoch < self.settings.freeze_epochs:
@@ -294,10 +294,10 @@ class Trainer:
         """Forward and backward passes of all micro-batches, and one step of the optimizer.
 
         Args:
-            num_labels: Of all batches of the step, on all processes.
+            num_labels: The number of labels in the step, on all processes.
 
         Returns:
-            What is logged: the loss, or minus the reward.
+            The value to log: the loss, or minus the reward.
         """
         accelerator, settings = self.accelerator, self.settings
         logged = torch.zeros((), device=accelerator.device)
@@ -306,11 +306,13 @@ class Trainer:
                 images = random_crop(images, settings.min_crop) if settings.min_crop < 1 else images
                 batch.inputs[name] = images.to(accelerator.device)
             batch.labels = batch.labels.to(accelerator.device)
-            # Processes and micro-batches exchange gradients once a step, after the last micro-batch.
+            # Processes exchange gradients once per step, after the last micro-batch.
             last = number == len(batches)
             with nullcontext() if last else accelerator.no_sync(self.wrapped):
                 loss, part = self.objective(batch, num_labels, len(batches) * accelerator.num_processes)
-                accelerator.backward(loss * accelerator.num_processes)  # whose mean is taken over the processes
+                accelerator.backward(
+                    loss * accelerator.num_processes
+                )  # DistributedDataParallel averages gradients over the processes
             logged += part.to(accelerator.device)
         if settings.max_grad_norm:
             accelerator.clip_grad_norm_(self.wrapped.parameters(), settings.max_grad_norm)
@@ -323,7 +325,7 @@ class Trainer:
         return accelerator.reduce(logged, "sum").item()
 
     def validate(self) -> dict[str, Any]:
-        """End the epoch: measure, log and print its figures, which are the same on all processes."""
+        """End the epoch: evaluate, log and print its figures, which are the same on all processes."""
         settings, accelerator, progress = self.settings, self.accelerator, self.progress
         figures: dict[str, Any] = {"train_loss": progress.loss / progress.step}
         batch_size = max(settings.batch_size // settings.captions_per_image, 1)

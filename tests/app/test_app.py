@@ -402,7 +402,7 @@ def test_the_page_is_complete_without_internet_and_fits_a_phone(
     visitor.page.get_by_role("button", name="How it chooses its words").tap()
     visitor.page.get_by_label("Beam search").check()
     visitor.page.get_by_label("range slider for Beams").wait_for()
-    visitor.page.get_by_role("button", name="Tell again").tap()
+    visitor.page.get_by_role("button", name="Caption again").tap()
     visitor.page.wait_for_selector("#captions .caption:nth-of-type(3)")
     visitor.page.set_viewport_size({"width": 360, "height": 450})
     visitor.page.locator("#captions .caption").last.evaluate("caption => caption.scrollIntoView({block: 'end'})")
