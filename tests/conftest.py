@@ -52,9 +52,9 @@ def make_config() -> Callable[..., ShowAttendConfig]:
 
 @pytest.fixture
 def make_model(make_config: Callable[..., ShowAttendConfig]) -> Callable[..., ShowAttendForConditionalGeneration]:
-    """A captioner in eval mode whose predictions depend on the photo and on all words before.
+    """A captioner in eval mode whose predictions depend on the image and on all previous tokens.
 
-    torch's initial weights are so small that every step predicts much the same, and then hardly any test could fail.
+    torch's initial weights are so small that every step predicts nearly the same, and then hardly any test could fail.
     """
 
     def make(seed: int = 0, **changes: Any) -> ShowAttendForConditionalGeneration:
@@ -67,7 +67,7 @@ def make_model(make_config: Callable[..., ShowAttendConfig]) -> Callable[..., Sh
             model.decoder.embedding.weight.normal_()
             model.decoder.fcn.weight.mul_(1.5)
             model.decoder.fcn.bias[3] += 1  # captions end, at different lengths
-            # Statistics that fit the photos, as a trained ResNet has them: else every feature is huge or nothing.
+            # Statistics that fit the images, as in a trained ResNet: otherwise every feature is huge or zero.
             norms = [module for module in model.encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)]
             for norm in norms:
                 norm.training, norm.momentum = True, 1.0

@@ -1,4 +1,4 @@
-"""Replacing a folder: what the new version cannot be written for, and what passes through."""
+"""Replacing a folder: errors that mean the new version cannot be written, and errors that pass through."""
 
 from pathlib import Path
 

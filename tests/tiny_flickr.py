@@ -1,4 +1,4 @@
-"""A dataset small enough to train on in a test: sixteen drawn photos with five captions each, and what goes along."""
+"""A dataset small enough to train on in a test: sixteen drawings with five captions each, and helpers."""
 
 import io
 import os
@@ -78,7 +78,7 @@ def encoder_weights() -> dict[str, torch.Tensor]:
 
 
 def settings(folder: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    """What turns the defaults of the settings into a run of seconds."""
+    """Settings that make a run take seconds."""
     return {
         "dataset": str(folder / "photos"),
         "output_dir": str(output),

@@ -1,4 +1,4 @@
-// Where the network looked before a word, as light on the photo: what attention_maps.py and attention_figures.py draw.
+// Draws where the network looked before a word as light on the photo, as showattend/attention does.
 
 const SIDE = 56; // pixels of the light's canvas; the browser stretches it smoothly
 const AMBER = [255, 176, 32];

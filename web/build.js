@@ -1,5 +1,5 @@
 // npm run build [-- ONNX_FOLDER [PRECISION]]: puts the page and an exported captioner into dist/, for any static server.
-// The captioner is the repository's, and the precision the smallest that the folder holds, unless they are named.
+// By default the captioner is the repository's, in the smallest precision that its folder holds.
 
 import { cpSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
@@ -14,7 +14,7 @@ function fail(message) {
 
 const here = import.meta.dirname;
 const [given, wanted, output = join(here, "dist")] = process.argv.slice(2);
-const started = process.env.INIT_CWD ?? "."; // where npm was called: it runs scripts in the folder of package.json
+const started = process.env.INIT_CWD ?? "."; // the folder npm was called from; it runs scripts in package.json's
 const own = join(here, "..", "checkpoints", "showattend-resnet50-flickr8k", "onnx");
 const [folder, dist] = [given ? resolve(started, given) : own, resolve(started, output)];
 

@@ -60,7 +60,7 @@ export class OnnxCaptioner {
     const { values, keys, h, c } = await this.encoder.run({
       pixel_values: new ort.Tensor("float32", pixels, [1, 3, preprocessing.height, preprocessing.width]),
     });
-    // All captions are of one photo: the graph's first dimension is 1, and they share its grid.
+    // All captions belong to one photo and share its grid, so the graph's first dimension is 1.
     const step = async (tokenIds, states) => {
       const shape = [1, tokenIds.length, this.settings.decoder_dim];
       const outputs = await this.decoder.run({
@@ -93,7 +93,7 @@ export class OnnxCaptioner {
   wordsAndGrids(tokenIds, attentions) {
     const wordsOf = (ids) => this.decode(ids).split(/\s+/).filter(Boolean);
     const words = wordsOf(tokenIds);
-    // Decoding only ever takes spaces away, so a piece lies where the letters of the pieces up to it end.
+    // Decoding only removes spaces, so counting letters shows which word a token ends up in.
     let end = 0;
     const ends = words.map((word) => (end += word.length));
     const grids = words.map(() => new Array(attentions[0].length).fill(0));
@@ -142,7 +142,7 @@ async function beamSearch(step, state, generation, numBeams) {
         return logProbs.map((logProb) => logProb + running[i].score);
       }),
     );
-    // Twice as many as there are beams, so that enough go on where some of them end.
+    // Twice as many as beams, so that enough candidates remain if some of them end.
     const candidates = largest(scores, 2 * numBeams).map((place) => {
       const [parent, token] = [Math.floor(place / size), place % size];
       return {
@@ -159,7 +159,7 @@ async function beamSearch(step, state, generation, numBeams) {
     ended = ended.sort((one, other) => other.score - one.score).slice(0, numBeams);
     running = candidates.filter((candidate) => !candidate.atEnd).slice(0, numBeams);
     if (!running.length) break;
-    // A guess at what a running caption can still reach: longer, it could have a better score than now.
+    // An estimate of the score that a running caption can still reach: a longer caption may score better.
     if (ended.length === numBeams && running[0].score / length ** length_penalty <= ended.at(-1).score) break;
   }
   return ended[0];

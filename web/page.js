@@ -1,4 +1,4 @@
-// The page: a photo comes in, its caption is shown, and the words light up the photo.
+// The page: takes a photo, shows its caption, and highlights where the network looked before each word.
 
 import { drawLight } from "./attention.js";
 
@@ -8,7 +8,7 @@ const element = Object.fromEntries([...document.querySelectorAll("[id]")].map((n
 const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
 let settings; // captioner.json, once the model is there
 let photo; // the file that is shown
-let asked = 0; // the number of the last question to the worker: answers to earlier ones are too late
+let asked = 0; // the number of the last request to the worker: answers to earlier ones are ignored
 
 // The model
 
@@ -26,11 +26,11 @@ const answers = {
       element.beams.append(new Option(number === 1 ? "1 (greedy)" : number, number, false, number === usual));
     }
     element.search.hidden = false;
-    if (photo) ask(); // so that it is said that it looks
+    if (photo) ask(); // to show that it is being captioned
   },
   unusable({ message }) {
     clear();
-    element.loading.hidden = element.chooser.hidden = true; // no photo can be captioned, so none is taken
+    element.loading.hidden = element.chooser.hidden = true; // no photo can be captioned, so none is accepted
     tellError(message);
   },
   caption({ number, text, words, grids }) {
@@ -102,7 +102,7 @@ addEventListener("drop", (event) => {
   take(event.dataTransfer.files[0]);
 });
 
-// The caption: the word under the pointer or with the focus lights the photo; else the one that was pressed
+// The caption: highlights the photo for the word that is hovered or focused, else for the one that was pressed
 
 function showCaption(text, words, grids) {
   const buttons = words.map((word, number) => {

@@ -1,6 +1,6 @@
-// A photo to `pixel_values`, as onnx_captioner.py does it with Pillow: the same numbers for the same decoded pixels.
+// Turns a photo into `pixel_values` with the same numbers as onnx_captioner.py gets from Pillow for the same pixels.
 
-const STRIP = 256; // rows that are drawn at once: browsers bound the area of a canvas, and so the memory stays small
+const STRIP = 256; // rows drawn at once: browsers limit the area of a canvas, and memory stays small
 const PRECISION_BITS = 22; // of the weights in Pillow's resampling of 8-bit images
 
 /**

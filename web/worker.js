@@ -1,4 +1,4 @@
-// Keeps the captioner off the page's thread, which stays free to answer the visitor.
+// Runs the captioner off the page's thread, so that the page stays responsive.
 
 import { OnnxCaptioner } from "./onnx_captioner.js";
 

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 INTERRUPTED = 130  # as the shell says of a program that Ctrl-C ended
 
 EPILOG = """\
-A folder stands for all photos in it and below, hidden ones left out; - for names on standard input, one a line or, as
+A folder stands for all photos in it and below, hidden ones left out; - for names on standard input, one per line or, as
 find -print0 writes them, each ended by a NUL. One photo prints its caption, several print a line with path, tab and
-caption each. Captions and their order are as the checkpoint's generation config says, where no option says otherwise.
-A folder that export-onnx wrote captions without torch, on a CPU several times as fast: --checkpoint FOLDER.
+caption each. The checkpoint's generation config has the defaults of the generation options.
+--checkpoint FOLDER with a folder of export-onnx needs no torch and is several times as fast on a CPU.
 The exit code is 1 if a photo failed, 2 if an argument or the checkpoint is wrong, 130 after Ctrl-C.
 """
 
@@ -35,7 +35,7 @@ def parse_options(parser: CommandParser, arguments: Sequence[str] | None) -> arg
         metavar="FILE",
         help="FILE.jsonl or FILE.csv: path, caption and score, the mean log probability of its tokens",
     )
-    where.add_argument("--resume", action="store_true", help="go on with --output; what failed is tried again")
+    where.add_argument("--resume", action="store_true", help="continue --output; failed images are tried again")
     where.add_argument(
         "--alt-text",
         choices=["html", "sidecar"],
@@ -47,7 +47,9 @@ def parse_options(parser: CommandParser, arguments: Sequence[str] | None) -> arg
     count = whole_number(1)
     add_search(which)
     which.add_argument("--prefix", help='how every caption begins: "a photo of"')
-    which.add_argument("--num-captions", metavar="N", type=count, default=1, help="the best few of each photo")
+    which.add_argument(
+        "--num-captions", metavar="N", type=count, default=1, help="number of captions per photo, best first"
+    )
     which.add_argument("--sample", action="store_true", help="draw the captions at random")
     which.add_argument(
         "--temperature", metavar="X", type=number(1e-3), help="with --sample; below 1: likelier captions"
@@ -72,9 +74,9 @@ def parse_options(parser: CommandParser, arguments: Sequence[str] | None) -> arg
     if "-" in options.names and sys.stdin is None:
         parser.error("- takes names from standard input, which is closed")
     if options.resume and not options.output:
-        parser.error("--resume goes on with --output FILE (--alt-text needs none: it keeps every text that is there)")
+        parser.error("--resume continues --output FILE (--alt-text needs none: it keeps every text that is there)")
     if options.alt_text and (options.output or options.num_captions > 1):
-        parser.error("--alt-text takes one caption a photo, and no --output")
+        parser.error("--alt-text takes one caption per photo, and no --output")
     if options.sample and (options.num_beams or 1) > 1:
         parser.error("--sample draws captions, --num-beams searches for the best ones: choose one of them")
     if not options.sample and options.num_beams and options.num_beams < options.num_captions:

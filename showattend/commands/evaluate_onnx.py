@@ -6,7 +6,7 @@ from showattend.command_line import CommandParser, given, whole_number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = CommandParser("evaluate-onnx", "The scores, the speed and the size of an exported captioner.")
+    parser = CommandParser("evaluate-onnx", "Measure the scores, the speed and the size of an exported captioner.")
     parser.add_argument("folder", metavar="FOLDER", help="what showattend export-onnx wrote")
     parser.add_dataset()
     parser.add_argument("--checkpoint", help="the captioner that was exported, to measure torch as well")

@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "along and the web page is built from",
     )
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS)
-    parser.add_argument("--calibration", metavar="FOLDER", help="photos to measure int8's ranges on, train photos say")
+    parser.add_argument("--calibration", metavar="FOLDER", help="photos to calibrate int8 on, such as training photos")
     options = parser.parse_args(arguments)
     if options.output_dir is None and not Path(options.checkpoint).is_dir():
         parser.error(f"name the folder OUT to write: {options.checkpoint} is no folder that could hold it")

@@ -62,7 +62,7 @@ def photos(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def told(model: ShowAttendForConditionalGeneration, processor: ShowAttendProcessor, photos: list[Path]) -> list[str]:
-    """What the greedy search says of `photos`."""
+    """The greedy captions of `photos`."""
     captions = [attend(model, processor, path, suppress_tokens=[0]).caption for path in photos]
     assert len(set(captions)) == 2 and all(len(set(caption.split())) > 1 for caption in captions)
     return captions
@@ -142,7 +142,7 @@ def test_words_are_escaped_and_carry_their_own_attention(
     shades = re.findall(r'data-shade="([^"]+)"', html)
     assert len(set(shades)) == len(captions[0].words)
     assert f'role="status">{captions[0].caption}.</p>' in html
-    assert 'role="status"></p>' in captions_html(captions, growing=True)  # a screen reader is not told every word
+    assert 'role="status"></p>' in captions_html(captions, growing=True)  # a screen reader does not announce every word
 
 
 def test_controls_stay_within_their_bounds() -> None:
@@ -158,7 +158,7 @@ def test_controls_stay_within_their_bounds() -> None:
 
 
 def broken_files(folder: Path) -> dict[str, Path]:
-    """A file of each kind that cannot be captioned, by a word of what is said of it."""
+    """One file of each kind that cannot be captioned, keyed by a word of its error."""
     text, cut, bomb = folder / "text.jpg", folder / "cut.jpg", folder / "bomb.png"
     text.write_text("no photo")
     jpeg = io.BytesIO()
@@ -187,7 +187,7 @@ def test_the_pixels_are_counted_before_they_are_read(tmp_path: Path, monkeypatch
 
 
 def ask(url: str, path: Path, *controls: Any) -> list[str]:
-    """Send a photo as a client of its own: the states of the caption, and at last what a screen reader is told."""
+    """Send a photo as a separate client; return the caption's states and what a screen reader announces at the end."""
     client = Client(url, verbose=False, analytics_enabled=False)
     job = client.submit(handle_file(path), *(controls or (page.GREEDY, 3, 1, 3)), api_name="/page")
     job.result(timeout=120)
@@ -334,7 +334,7 @@ def chromium() -> Iterator[Any]:
 
 
 class Visitor:
-    """Somebody who looks at the page in a browser window of their own."""
+    """A visitor with a separate browser window."""
 
     def __init__(self, browser: Any, url: str, **window: Any) -> None:
         self.window = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **window})
@@ -387,7 +387,7 @@ def test_the_attention_changes_with_the_word(chromium: Any, url: str, photos: li
 
     visitor.word(1).click()
     visitor.page.mouse.move(5, 5)
-    assert visitor.shade() == shades[1]  # it stays, as on a screen that is touched
+    assert visitor.shade() == shades[1]  # it stays, as on a touch screen
     visitor.window.close()
 
 
@@ -406,7 +406,7 @@ def test_the_page_is_complete_without_internet_and_fits_a_phone(
     visitor.page.wait_for_selector("#captions .caption:nth-of-type(3)")
     visitor.page.set_viewport_size({"width": 360, "height": 450})
     visitor.page.locator("#captions .caption").last.evaluate("caption => caption.scrollIntoView({block: 'end'})")
-    assert visitor.page.locator("#photo").bounding_box()["y"] >= 0  # in sight, for the light of the last word
+    assert visitor.page.locator("#photo").bounding_box()["y"] >= 0  # visible, for the light of the last word
     assert visitor.page.evaluate("document.documentElement.scrollWidth") == 360
     assert [request for request in visitor.requests if not request.startswith((url, "data:", "blob:"))] == []
     visitor.window.close()
@@ -420,7 +420,7 @@ def test_a_broken_file_gives_a_message_and_the_page_lives_on(
     for reason in ("no photo that can be read", "damaged"):
         visitor.choose(files[reason])
         visitor.page.get_by_role("alert").filter(has_text=reason).wait_for()
-        visitor.page.locator("#photo-input img").wait_for(state="detached")  # put away: the next one has an input anew
+        visitor.page.locator("#photo-input img").wait_for(state="detached")  # removed: the next photo gets a new input
     visitor.choose(photos[1])
     assert visitor.caption() == told[1]
     assert visitor.page.get_by_role("alert").count() == 0

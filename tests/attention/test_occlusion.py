@@ -113,7 +113,7 @@ def test_function_words_count_by_their_gates(make_model: MakeModel, processor: S
 
 
 def test_images_are_resampled_and_not_their_nouns() -> None:
-    """A hundred equal nouns of one image tell no more than one."""
+    """A hundred equal nouns of one image count no more than one."""
     random = np.random.default_rng(0)
     values = random.normal(1, 1, 50)
     figures = []

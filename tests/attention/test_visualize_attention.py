@@ -62,7 +62,7 @@ def test_a_panel_or_frame_a_word(caption: str, size: tuple[int, int], tmp_path: 
         assert abs(picture - (90, 120, 150)).max() < 12 if number == 0 else picture.max() < 250
         assert abs(width / height - size[0] / size[1]) < 0.1 * size[0] / size[1]
         outside.paste("white", (x - 1, y - 1, x + width + 1, y + height + 1))
-    # What is left is text, black on white.
+    # The rest is text, black on white.
     left = np.asarray(outside, dtype=int)
     assert np.ptp(left, axis=2).max() < 30
     assert (left.min() < 100) == bool(caption)

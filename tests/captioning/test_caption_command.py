@@ -230,7 +230,7 @@ def test_urls(run: Run, photos: Path) -> None:
         (["--temperature=nan", "--sample"], "'nan' is not a number"),
         (["--temperature=2"], "need --sample"),
         (["--sample", "--num-beams=3"], "choose one of them"),
-        (["--resume"], "--resume goes on with --output FILE"),
+        (["--resume"], "--resume continues --output FILE"),
         (["--alt-text=html", "--output=a.csv"], "--alt-text takes one caption"),
         (["--alt-text=sidecar", "--num-captions=2"], "--alt-text takes one caption"),
         (["--dtype=int8"], "invalid choice"),
@@ -358,7 +358,7 @@ def test_interrupted_at_once_with_what_was_done(checkpoint: Path, photos: Path, 
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdin is not None
-    # It has read ahead as far as it may when it captions the first, and then waits for names that do not come.
+    # When it captions the first image it has read ahead to its limit, and then waits for names that do not come.
     process.stdin.write("".join(f"{photo}\n" for photo in sorted(photos.glob("*.jpg"))[:3]))
     process.stdin.flush()
     deadline = time.monotonic() + 240

@@ -1,4 +1,4 @@
-"""A dataset captioned on a real Ray cluster of this machine: every row arrives once, whatever happens to its worker."""
+"""A dataset captioned on a real Ray cluster of this machine: every row is written once, even if a worker dies."""
 
 import importlib.util
 import os
@@ -77,7 +77,7 @@ def rows_in(output: Path) -> list[dict[str, Any]]:
 
 
 def check(rows: list[dict[str, Any]], name: str, expected: dict[str, str]) -> None:
-    """Each drawing has its caption, the broken file its error, and there is nothing else."""
+    """Each drawing has its caption and the broken file its error; there are no other rows."""
     by_name = {str(row[name]).rsplit("/")[-1]: row for row in rows}
     assert set(by_name) == {*NAMES, "broken.jpg"} and len(rows) == 17
     broken = by_name.pop("broken.jpg")
@@ -133,7 +133,7 @@ def test_webdataset(cluster: None, checkpoint: str, images: Path, expected: dict
 
 
 def descendants(process: int) -> Iterator[tuple[int, str]]:
-    """The processes that a process has started, and those that these have: number and command."""
+    """The descendants of a process: number and command."""
     parents: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:

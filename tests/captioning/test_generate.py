@@ -16,7 +16,7 @@ MakeModel = Callable[..., ShowAttendForConditionalGeneration]
 
 @pytest.fixture
 def photos(tmp_path: Path) -> list[str]:
-    """Seven of noise, all different; two of them not to be read."""
+    """Seven different images of noise, two of them unreadable."""
     paths = [tmp_path / f"{number}.png" for number in range(7)]
     for number, path in enumerate(paths):
         noise = torch.randint(0, 256, (4, 4, 3), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
@@ -73,7 +73,7 @@ def test_scores_are_mean_log_probabilities(
         output_scores=True,
         **settings,
     )
-    assert ((outputs.sequences == 3).sum(dim=1) > 1).tolist() == [False] * 6 + [True] * 6  # filled up to the longer
+    assert ((outputs.sequences == 3).sum(dim=1) > 1).tolist() == [False] * 6 + [True] * 6  # padded to the longer
     told = caption_stream(TorchCaptioner(model, processor, "a", **settings), zip(two, two, strict=True))
     scores = [caption.score for _, captions in told if isinstance(captions, list) for caption in captions]
     assert scores == pytest.approx(outputs.sequences_scores.tolist(), abs=1e-5)

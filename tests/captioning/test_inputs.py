@@ -49,7 +49,7 @@ def test_names_stand_for_themselves(folder: Path) -> None:
 
 def test_patterns(folder: Path) -> None:
     assert listed("photos/*.jpg") == (["photos/b.jpg"], [])
-    # as a shell has it: what matches is named
+    # as in a shell: matches are listed
     assert "photos/notes.txt" in listed("photos/*")[0]
     assert "photos/sub/deep/d.gif" in listed("photos/*")[0]
     assert sorted(listed("photos/**")[0]) == listed("photos")[0]
@@ -76,7 +76,7 @@ def test_names_on_standard_input() -> None:
     assert list(read_names(io.BytesIO(b"a.jpg\n\nb c.jpg\r\n\xff.jpg"))) == ["a.jpg", "b c.jpg", "\udcff.jpg"]
     assert list(read_names(io.BytesIO(b"a\nb.jpg\0c.jpg\0"))) == ["a\nb.jpg", "c.jpg"]
     assert list(read_names(io.BytesIO(b""))) == []
-    long = [f"{'x' * 99}{number}" for number in range(2000)]  # more than is read at a time
+    long = [f"{'x' * 99}{number}" for number in range(2000)]  # more than one read returns
     assert list(read_names(io.BytesIO("\n".join(long).encode()))) == long
 
 

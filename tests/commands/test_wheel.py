@@ -1,4 +1,4 @@
-"""The wheel, installed where nothing else of this repository can be seen: it is complete, and captions."""
+"""The wheel, installed where nothing else of this repository is visible: it is complete, and captions images."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built of a copy, for setuptools writes beside the sources and takes up what an earlier build has left there."""
+    """Built from a copy, because setuptools writes beside the sources and picks up the leftovers of earlier builds."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     for package in PACKAGES:
@@ -57,8 +57,8 @@ def test_the_installed_wheel_captions(
     install = ("install", "--no-deps", "--no-index", wheel)
     installed = run(sys.executable, "-m", "pip", "--python", python, *install, cwd=tmp_path)
     assert installed.returncode == 0, installed.stderr
-    # What the package needs is not downloaded but seen where the tests have it. Of a folder that a .pth file names, no
-    # .pth file is read, so that an editable installation of this repository stays unseen.
+    # Dependencies are not downloaded: a .pth file names the folder of the tests' environment. .pth files in that folder
+    # are not read, so an editable installation of this repository stays invisible.
     site = next((tmp_path / "env").rglob("site-packages"))
     (site / "libraries.pth").write_text("\n".join({sysconfig.get_path(kind) for kind in ("purelib", "platlib")}))
 

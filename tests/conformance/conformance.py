@@ -1,7 +1,7 @@
 """transformers' conventions, as its own test mixins state them: `make test-conformance`.
 
-The mixins come with the sdist of the installed version. This is meant for 5.23 and later: earlier mixins want other
-testers. The tests that do not apply are named below, each with its reason; what a release adds is run.
+The mixins come with the sdist of the installed version. This is for 5.23 and later: earlier mixins need
+other testers. Tests that do not apply are listed below with reasons; tests that a release adds are run.
 """
 
 import unittest

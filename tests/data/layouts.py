@@ -1,4 +1,4 @@
-"""The same images and captions in every layout that people have."""
+"""Writes the same images and captions in every layout."""
 
 import csv
 import io
@@ -89,7 +89,7 @@ def imagefolder_jsonl(folder: Path) -> None:
 
 
 def imagefolder_csv(folder: Path) -> None:
-    """A row a caption."""
+    """One row per caption."""
     for split in SHORT:
         write_images(folder / split / "images", split)
         rows = [[f"images/{n}", text] for n in NAMES if SPLITS[n] == split for text in CAPTIONS[n]]
@@ -97,7 +97,7 @@ def imagefolder_csv(folder: Path) -> None:
 
 
 def json_lines(folder: Path) -> None:
-    """A file for each split, a row a caption, images in one folder."""
+    """One file per split, one row per caption, images in one folder."""
     write_images(folder / "images")
     for split, short in SHORT.items():
         rows = [{"image": f"images/{n}", "caption": text} for n in NAMES if SPLITS[n] == split for text in CAPTIONS[n]]
@@ -105,7 +105,7 @@ def json_lines(folder: Path) -> None:
 
 
 def json_list(folder: Path) -> None:
-    """As BLIP's annotations are."""
+    """As in BLIP's annotations."""
     write_images(folder / "pictures")
     for split, short in SHORT.items():
         rows = [{"image": n, "caption": texts} for n, texts in CAPTIONS.items() if SPLITS[n] == split]
@@ -113,7 +113,7 @@ def json_list(folder: Path) -> None:
 
 
 def parquet(folder: Path, names: bool = True) -> None:
-    """A row a caption, the image repeated."""
+    """One row per caption, the image repeated."""
     folder.mkdir(parents=True)
     features = datasets.Features(image=datasets.Image(), text=datasets.Value("string"))
     for split in SHORT:
@@ -138,7 +138,7 @@ def webdataset(folder: Path) -> None:
 
 
 def zipped(folder: Path) -> None:
-    """Image folders in archives, as many datasets on the Hub are."""
+    """Image folders in archives, as in many datasets on the Hub."""
     imagefolder_jsonl(folder / "unpacked")
     for split in SHORT:
         shutil.make_archive(str(folder / split), "zip", folder / "unpacked" / split)

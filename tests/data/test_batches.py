@@ -17,7 +17,7 @@ MakeModel = Callable[..., ShowAttendForConditionalGeneration]
 
 
 def make_captions(photos: int = 23, captions: int = 5) -> list[Item]:
-    """An item a caption, each with pieces of its own, 3 to 9 of them."""
+    """One item per caption, each with 3 to 9 distinct tokens."""
     labels = [
         [[100 * photo + caption] * (3 + (photo * caption) % 7) for caption in range(captions)]
         for photo in range(photos)
@@ -27,7 +27,7 @@ def make_captions(photos: int = 23, captions: int = 5) -> list[Item]:
 
 
 def drawn(epoch: Epoch, process: int = 0) -> list[list[list[tuple[int, bool]]]]:
-    """Steps of micro-batches of captions, each by its first piece, and whether it is mirrored."""
+    """Steps of micro-batches of captions, each identified by its first token, and whether it is mirrored."""
     return [
         [[(item.labels[0][0], flipped) for item, flipped in batch] for batch in epoch.share_of(step, process)]
         for step in range(len(epoch))

@@ -41,7 +41,7 @@ def image_processor() -> ShowAttendImageProcessor:
 def make_cache(
     make_model: MakeModel, image_processor: ShowAttendImageProcessor, tmp_path: Path
 ) -> Callable[..., FeatureCache]:
-    """A cache of a new object, as another run of the same program has it."""
+    """A new cache object, as in another run of the program."""
 
     def make(**changes: Any) -> FeatureCache:
         return FeatureCache(tmp_path / "cache", make_model(**changes).encoder, image_processor)
@@ -50,7 +50,7 @@ def make_cache(
 
 
 class Counting:
-    """Counts the photos that an encoder sees, and is interrupted after so many batches."""
+    """Counts the images that an encoder sees, and is interrupted after a number of batches."""
 
     def __init__(self, cache: FeatureCache, monkeypatch: pytest.MonkeyPatch, interrupt_after: int = 1000) -> None:
         self.interrupt_after = interrupt_after

@@ -95,7 +95,7 @@ def test_commands_name_the_columns_with_flags(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_an_image_is_in_one_split_whatever_its_rows_say(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The same bytes without a name; the same id; and a number that begins anew in each split."""
+    """The same bytes without a name; the same id; and a number that restarts in each split."""
     circles = [draw(colour, "circle") for colour in layouts.COLOURS]
 
     def write(name: str, images: dict[str, list[int]], **columns: dict[str, list]) -> Path:
@@ -219,7 +219,7 @@ def test_bad_rows_of_coco(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
 
 @pytest.mark.parametrize("name", ["data.jsonl", "list.csv"])
 def test_a_thousand_rows_with_every_fault(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Every tenth row is at fault, each fault is counted, and no other row is lost."""
+    """Every tenth row is faulty; each fault is counted, and no other row is lost."""
     whole = draw("red", "circle")
     damaged = {"text.jpg": b"text", "empty.jpg": b"", "half.jpg": whole[: len(whole) // 2], "end.jpg": whole[:-2]}
     for file, content in damaged.items():
@@ -256,7 +256,7 @@ def test_a_thousand_rows_with_every_fault(tmp_path: Path, name: str, caplog: pyt
             kind, content = faults[n // 10 % len(faults)]
             lines.append(content)
             expected[kind] += 1
-    # A photo is at fault once, however many rows are about it, and a split once an image.
+    # A faulty image counts once, however many rows it has; a faulty split counts once per image.
     expected["missing photos"], expected["broken photos"], expected["rows of unknown splits"] = 2, 5, 1
     (tmp_path / name).write_bytes(b"\n".join(lines))
     dataset = load_captions(tmp_path)

@@ -34,7 +34,7 @@ def test_a_stream_with_a_validation_split(tmp_path: Path) -> None:
 
 
 def test_a_stream_without_splits_holds_out_its_first_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A row a caption; a held-out image comes once more at the end, and rows that cannot be used are in between."""
+    """One row per caption; a held-out image comes again at the end, with unusable rows in between."""
     (tmp_path / "data").mkdir()
     whole = {name: draw(*drawing) for name, drawing in layouts.NAMES.items()}
     rows = [(name, whole[name], text) for name, texts in CAPTIONS.items() for text in texts]
@@ -98,7 +98,7 @@ def drawn(steps: StreamSteps) -> list[tuple[list, int]]:
 
 def test_steps_of_a_stream(make_steps: Any) -> None:
     whole = drawn(make_steps())
-    assert len(whole) == len(make_steps()) == 5  # 12 captions in batches of 4: the stream begins anew
+    assert len(whole) == len(make_steps()) == 5  # 12 captions in batches of 4: the stream restarts
     images = [image_id for batches, _ in whole[:3] for image_ids, _, _ in batches for image_id in image_ids]
     assert sorted(images) == sorted(name for name in SPLITS if SPLITS[name] == "train" for _ in range(2))
     assert all(num_labels == 8 for _, num_labels in whole)

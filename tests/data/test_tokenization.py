@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, BertTokenizer
 from showattend.data.tokenization import SPECIAL_TOKENS, load_tokenizer, prune_tokenizer
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
-# Laid out as BERT's: [PAD] first, unused rows before the other special tokens, characters, words, pieces.
+# Laid out as BERT's: [PAD] first, unused rows before the other special tokens, characters, words, ## tokens.
 PIECES = [
     *["[PAD]", "[unused0]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ",", "-", "'"],
     *CHARACTERS,

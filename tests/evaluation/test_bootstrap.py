@@ -1,4 +1,4 @@
-"""Bootstrap intervals against resampling the captions themselves and scoring them anew."""
+"""Bootstrap intervals against resampling the captions and scoring them again."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def draw(seed: int, images: int = 40) -> tuple[dict[str, str], dict[str, list[st
 
 @pytest.mark.skipif(ptb.find_java() is None, reason="METEOR needs Java")
 def test_weights_are_repeated_images() -> None:
-    """A weighted score is pycocoevalcap's of a corpus that holds each image as often."""
+    """A weighted score equals pycocoevalcap's score of a corpus that repeats each image as often as its weight."""
     predictions, references = draw(0)
     metrics = caption_metrics(predictions, references)
     counts = np.random.default_rng(1).integers(3, size=40)  # some images not at all

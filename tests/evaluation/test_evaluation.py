@@ -23,7 +23,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
-    """METEOR's start takes ten seconds."""
+    """METEOR takes ten seconds to start."""
     monkeypatch.setenv("PATH", environment()["PATH"])
 
 

@@ -75,7 +75,7 @@ def fake_java(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Pat
 
 
 def pycocoevalcap_scores(references: dict[str, list[str]], predictions: dict[str, list[str]]) -> dict[str, float]:
-    """What COCOEvalCap computes of tokenised captions, METEOR and SPICE aside."""
+    """The scores of COCOEvalCap for tokenised captions, except METEOR and SPICE."""
     bleu = Bleu(4).compute_score(references, predictions, verbose=0)[0]
     rouge, cider = (scorer.compute_score(references, predictions)[0] for scorer in (Rouge(), Cider()))
     return {f"bleu_{n}": 100 * bleu[n - 1] for n in range(1, 5)} | {"rouge_l": 100 * rouge, "cider": 100 * cider}
@@ -88,7 +88,7 @@ def written(captions: dict[str, list[str]]) -> dict[str, list[dict[str, str]]]:
 
 @needs_java
 def test_scores_are_those_of_pycocoevalcap(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    # Under a locale with decimal commas too, and without a word on the terminal.
+    # Also in a locale with decimal commas, and without output on the terminal.
     monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Duser.language=de -Duser.country=DE")
     scores = score_captions(PREDICTIONS, REFERENCES)
     assert capfd.readouterr() == ("", "")
@@ -257,7 +257,7 @@ def test_reward_is_the_score_of_pycocoevalcap() -> None:
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-6)
     assert np.count_nonzero(scores) == 4
 
-    # Each caption by itself, in any order and number: the corpus does not change with the batch.
+    # A reward does not depend on the other captions of the batch: the corpus is fixed.
     batch = ["kite.jpg", "lake.jpg", "kite.jpg"]
     rewards = reward.reward(batch, [PREDICTIONS["kite.jpg"], PREDICTIONS["lake.jpg"], "a kite"])
     np.testing.assert_array_equal(rewards[:2], [scores[4], scores[0]])

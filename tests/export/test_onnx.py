@@ -71,7 +71,7 @@ def run(script: Path, *arguments: object) -> Done:
 
 @pytest.fixture
 def photos() -> list[Image.Image]:
-    """Photos of 4x4 squares, so that the network sees a difference."""
+    """Images of 4x4 squares, different enough for the network."""
     squares = np.random.default_rng(0).integers(0, 256, (12, 4, 4, 3), dtype=np.uint8)
     return [Image.fromarray(pixels).resize((90, 70), Image.Resampling.NEAREST) for pixels in squares]
 
@@ -114,7 +114,7 @@ def export(
 
 @pytest.fixture
 def folder(export: Callable[[str], Path], tmp_path: Path) -> Path:
-    """A copy of an exported captioner, to break, at a place of its own."""
+    """A separate copy of an exported captioner, to be damaged."""
     return shutil.copytree(export(PLAIN) / "onnx", tmp_path / "a copy")
 
 
@@ -143,7 +143,7 @@ def test_captions_and_attentions_are_those_of_torch(
     lengths, told = set(), []
     for search in searches:
         outputs: Any = model.generate(**inputs, **search, return_dict_in_generate=True, output_attentions=True)
-        attentions = generated_attentions(outputs)  # (photos, pieces, positions)
+        attentions = generated_attentions(outputs)  # (images, tokens, positions)
         texts = processor.batch_decode(outputs.sequences, skip_special_tokens=True)
         for photo, ids, looks, text in zip(photos, outputs.sequences[:, 1:].tolist(), attentions, texts, strict=True):
             expected = ids[: ids.index(SEP) + 1] if SEP in ids else ids
@@ -162,10 +162,10 @@ def test_captions_and_attentions_are_those_of_torch(
         assert [caption.token_ids for caption in batch] == [list(ids) for ids in told[-len(photos) :]]
         for caption, photo in zip(batch, photos, strict=True):
             np.testing.assert_allclose(caption.attentions, captioner(photo, **search).attentions, atol=1e-5)
-    # Else the random weights are too dull for this test: captions of many lengths, that end by themselves or are cut,
+    # Random weights alone are too uniform for this test: it needs captions of many lengths, some cut and some not,
     # and the last search, which is to stop as early as torch's, would find better ones if it went on.
     assert len(set(told)) > 20 and len(lengths) > 5 and {ended for _, ended in lengths} == {True, False}
-    # So do captions that are to repeat no two pieces: without that they would.
+    # Captions that must not repeat two tokens: without the setting they would.
     for search in searches[:2] if name == GATED else ():
         free = model.generate(**inputs, **search, no_repeat_ngram_size=0)
         repetitive = processor.batch_decode(free, skip_special_tokens=True)
@@ -442,7 +442,7 @@ def test_a_wrong_photo_or_number(export: Callable[[str], Path], photos: list[Ima
 
 
 def test_what_cannot_be_exported(export: Callable[[str], Path], tmp_path: Path) -> None:
-    """One sentence, exit code 2, and an earlier export is as it was."""
+    """One sentence, exit code 2, and an earlier export stays unchanged."""
     checkpoint, out = shutil.copytree(export(PLAIN) / "checkpoint", tmp_path / "checkpoint"), tmp_path / "out"
     out.mkdir()
     (out / "captioner.json").write_text("an earlier export")
@@ -493,7 +493,7 @@ def test_what_cannot_be_exported(export: Callable[[str], Path], tmp_path: Path) 
 
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Puts the float32 graphs of an export in the place of the tracing, which takes seconds."""
+    """Replaces tracing, which takes seconds, by the float32 graphs of an export."""
 
     def put(folder: Path, change: Callable[[onnx.ModelProto], None] = lambda decoder: None) -> None:
         encoder, decoder = (onnx.load(folder / "onnx" / f"{part}.float32.onnx") for part in ("encoder", "decoder"))
@@ -521,14 +521,14 @@ def test_a_graph_that_is_not_torchs_is_not_written(
 
     error = refused(1.01)
     assert re.match(r"The float32 graphs miss torch's logits by \d\.\de-0[123] of their size, more than 1e-04", error)
-    # As weights become that float16 cannot hold.
+    # As from weights that overflow float16.
     assert "miss torch's logits by nan of their size" in refused(float("nan"))
 
 
 def test_an_export_replaces_the_one_before(
     export: Callable[[str], Path], traced: Callable[..., None], folder: Path, photos: list[Image.Image]
 ) -> None:
-    """Files of precisions that are no longer there go; what else lies in the folder stays."""
+    """Files of precisions that are no longer exported are removed; other files in the folder stay."""
     (folder / "notes.txt").write_text("mine")
     (folder / "captioner.json").write_text("damaged")
     traced(export(GATED))

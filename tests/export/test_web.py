@@ -148,7 +148,7 @@ def test_the_page_says_what_python_says_and_shows_where_it_looked(
     page.context.on("request", lambda request: requests.append(request.url))
     page.reload()
     page.wait_for_selector("#search", state="visible")
-    assert page.locator("#progress").evaluate("e => e.value") == 1  # all that was announced has come
+    assert page.locator("#progress").evaluate("e => e.value") == 1  # everything announced has arrived
     captions = []
     for num_beams in (1, BEAMS):
         for photo in photos:
@@ -236,7 +236,7 @@ def test_the_photo_is_resized_as_by_pillow(chromium: Browser, url: str, captione
             [base64.b64encode(file).decode(), settings],
         )
         expected = preprocess(read_image(file), settings)
-        # Half-transparent pixels are blended with white in 8 bits, which Chromium and Pillow round each in its way.
+        # Half-transparent pixels are blended with white in 8 bits, which Chromium and Pillow round differently.
         tolerance = 2 / 255 / min(settings["std"]) if number == 4 else 1e-6
         np.testing.assert_allclose(np.float32(values).reshape(expected.shape), expected, rtol=0, atol=tolerance)
     page.context.close()
@@ -263,14 +263,14 @@ def test_words_are_joined_as_in_python(chromium: Browser, url: str, captioner: O
 
 
 class Machine:
-    """Both sessions of a captioner whose predictions follow from a number that stands for all pieces before."""
+    """Both sessions of a captioner whose predictions depend on one number that encodes all previous tokens."""
 
     STATES = 101
 
     def __init__(self, seed: int, vocab_size: int) -> None:
         random = np.random.default_rng(seed)
         self.logits = random.normal(0, 3, (self.STATES, vocab_size)).astype(np.float32)
-        self.logits[:, 1] += 2  # [SEP], so that many captions end and searches are given up
+        self.logits[:, 1] += 2  # [SEP], so that many captions end and searches stop early
         self.attentions = random.dirichlet(np.ones(4), self.STATES).astype(np.float32)
 
     def run(self, _: list[str], inputs: dict[str, Any]) -> list[Any]:

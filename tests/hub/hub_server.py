@@ -54,7 +54,7 @@ class Hub(ThreadingHTTPServer):
         repos: Repository id -> what it holds.
         blobs: LFS files that have arrived, by their SHA-256; a commit may name them.
         requests: Method and path of all requests.
-        cut_uploads, cut_downloads: How many of the next weights' transfers are cut off in their middle.
+        cut_uploads, cut_downloads: How many of the next transfers of weights are cut off in the middle.
     """
 
     daemon_threads = True
@@ -68,7 +68,7 @@ class Hub(ThreadingHTTPServer):
         self.cut_uploads = self.cut_downloads = 0
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Says nothing of clients that went away."""
+        """Ignore clients that disconnected."""
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def test_parts_of_the_way(make_model: MakeModel, processor: ShowAttendProcessor,
     for weights, *others in zip(*(model.parameters() for model in (average, *models)), strict=True):
         assert torch.allclose(weights, 0.5 * others[0] + 0.3 * others[1] + 0.2 * others[2], atol=1e-6)
     assert not torch.equal(average.decoder.fcn.weight, models[0].decoder.fcn.weight)
-    # To the last bit: features that were kept on disk are those of the average encoder's frozen stages as well.
+    # To the last bit, so that cached features stay valid for the averaged encoder.
     for weights, same in zip(average.encoder.parameters(), models[0].encoder.parameters(), strict=True):
         assert torch.equal(weights, same)
     assert average_processor.tokenizer.get_vocab() == processor.tokenizer.get_vocab()

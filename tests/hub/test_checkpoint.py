@@ -1,4 +1,4 @@
-"""The captioner that lies in the repository: complete, light, and at work in a process that knows nothing of ours."""
+"""The repository's captioner is complete, small, and works in a process without this package."""
 
 import json
 import os

@@ -115,7 +115,7 @@ def trained_network(encoder_name: str, encoder_dim: int) -> EncoderDecoder:
         for _ in range(3):
             network.encoder(photos)
         features = network.eval().encoder(photos)
-        # What is read off the features differs from place to place with a standard deviation around 1.
+        # Values computed from the features vary between positions with a standard deviation around 1.
         context_weight = decoder.lstm_cell.weight_ih[:, decoder.embedding.embedding_dim :]
         for weight in (decoder.attention.U.weight, decoder.init_h.weight, decoder.init_c.weight, context_weight):
             weight /= (features @ weight.T).std(dim=(0, 1)).mean()
@@ -167,10 +167,10 @@ def test_logits_and_attention_are_the_original_ones(
     captions[:, 0] = CLS
     pixel_values = processor(PHOTOS, return_tensors="pt").pixel_values
     torch.testing.assert_close(pixel_values, pixels(PHOTOS))
-    with torch.no_grad():  # in float64, where it does not matter in which order a convolution adds up
+    with torch.no_grad():  # in float64, where a convolution's order of summation does not matter
         logits, alphas = network.double()(pixels(PHOTOS).double(), captions)
         outputs = model.double()(pixel_values=pixel_values.double(), decoder_input_ids=captions)
-    # The comparison means something: it looks at a few places, elsewhere in each photo and at each step.
+    # The comparison is meaningful: the attention is focused, and differs between images and steps.
     assert 0.1 < alphas.amax(dim=2).mean() < 0.9
     assert alphas.std(dim=0).mean() > 0.01
     assert alphas.std(dim=1).mean() > 0.01

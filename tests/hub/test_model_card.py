@@ -58,7 +58,7 @@ def test_figures_in_a_card(tmp_path: Path) -> None:
     )
     add_evaluation(card, FIGURES | {"generation": {"num_beams": 1}, "metrics": {"bleu_4": 20.0}})
     add_evaluation(card, FIGURES | {"split": "test"})
-    add_evaluation(card, FIGURES)  # a second measurement takes the place of the first, METEOR and all
+    add_evaluation(card, FIGURES)  # a second measurement replaces the first, including METEOR
     assert metrics(card) == {
         "validation BLEU-4 (greedy search)": 20.0,
         "test BLEU-4 (beam search, 3 beams)": 22.3,
@@ -153,7 +153,7 @@ def test_a_new_card_claims_nothing(tmp_path: Path, make_config: Callable[..., Sh
     made = (tmp_path / "README.md").read_text()
     assert "(77 units)" in made and "| beam search, 3 beams | 22.3 ± 1.2 | 60.0 ± 4.0 |" in made
     assert len(metrics(made)) == 2
-    assert str(tmp_path) not in made  # a path is nobody's business
+    assert str(tmp_path) not in made  # paths are private
 
 
 def test_links() -> None:

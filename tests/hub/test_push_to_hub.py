@@ -1,4 +1,4 @@
-"""A captioner goes to the Hub whole or not at all, and captions as before when it comes back.
+"""A captioner is uploaded completely or not at all, and generates the same captions after the download.
 
 The Hub is hub_server.py; huggingface_hub and transformers talk to it as to the real one.
 """
@@ -98,7 +98,7 @@ def test_a_second_upload(hub: Hub, checkpoint: Path) -> None:
     assert repo.messages[-1] == "Search with three beams"
     assert b"num_beams" not in repo.files("main")["generation_config.json"]
     assert b'"num_beams": 3' in repo.files("beams")["generation_config.json"]
-    assert repo.files("beams")["README.md"].endswith(b"Mine.")  # a card that was made takes no written one's place
+    assert repo.files("beams")["README.md"].endswith(b"Mine.")  # a generated card does not replace a written one
     assert sum(request.startswith("PUT") for request in hub.requests) == 1  # the weights are there already
 
     (checkpoint / "README.md").write_text("---\nlicense: mit\n---\nNew.")
@@ -309,7 +309,7 @@ def test_from_one_process_to_another(
     make_model: Callable[..., ShowAttendForConditionalGeneration],
     tmp_path: Path,
 ) -> None:
-    """The script uploads; then a process that has never heard of this package captions, from two revisions."""
+    """The script uploads; then a process without this package captions, from two revisions."""
     variables = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN}
     command = [sys.executable, str(SCRIPT), str(checkpoint), "someone/tiny", "--commit-message", "First"]
     done = subprocess.run(command, env=environment(**variables), capture_output=True, text=True, timeout=300)

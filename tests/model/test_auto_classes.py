@@ -1,4 +1,4 @@
-"""A saved folder works by itself: in a fresh process that has never heard of this package.
+"""A saved folder works by itself, in a fresh process without this package.
 
 Starting a process takes most of the time here, so each does all its work at once and prints what it saw as JSON.
 """

@@ -25,13 +25,13 @@ def model(make_model: MakeModel) -> Any:
 
 
 def log_probs(model: Any, features: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Of every next piece, (captions, steps, vocab_size), from one pass without a cache."""
+    """Log probabilities of the next tokens, (captions, steps, vocab_size), from one pass without a cache."""
     with torch.no_grad():
         return model(image_features=features, decoder_input_ids=ids, use_cache=False).logits.log_softmax(dim=-1)
 
 
 def greedy(model: Any, features: torch.Tensor, max_length: int) -> list[int]:
-    """One caption, without a cache: the whole caption is read again for every piece."""
+    """One caption, without a cache: the whole caption is read again for every token."""
     ids = [CLS]
     while len(ids) < max_length and ids[-1] != SEP:
         ids.append(int(log_probs(model, features, torch.tensor([ids]))[0, -1].argmax()))
@@ -135,7 +135,7 @@ def test_beam_search_with_and_without_cache(model: Any, image_features: torch.Te
     cached, plain = model.generate(**options), model.generate(**options, use_cache=False)
     assert torch.equal(cached.sequences, plain.sequences)
     torch.testing.assert_close(cached.sequences_scores, plain.sequences_scores)
-    # Beams did overtake each other, or this would hold without reordering.
+    # Beams did overtake each other; otherwise this would hold without reordering.
     moved = cached.beam_indices[:, 1:]
     assert (moved[moved >= 0] % num_beams).unique().numel() > 1
 
@@ -173,7 +173,7 @@ def test_prefix(model: Any, image_features: torch.Tensor, num_beams: int) -> Non
     def force(_: int, ids: torch.Tensor) -> list[int]:
         return prefix[len(ids) - 1 : len(ids)] if len(ids) <= len(prefix) else list(range(model.config.vocab_size))
 
-    # The same words, but chosen one by one: the forced pieces change the score and so the length-normalised ranking,
+    # The same words, but chosen one by one: forced tokens change the score and so the length-normalised ranking,
     # which a length penalty of 0 leaves out.
     options: dict[str, Any] = {"num_beams": num_beams, "max_length": 10, "length_penalty": 0.0}
     options = options if num_beams > 1 else {"max_length": 10}
@@ -185,7 +185,7 @@ def test_prefix(model: Any, image_features: torch.Tensor, num_beams: int) -> Non
 
 
 def test_sampling(model: Any, image_features: torch.Tensor) -> None:
-    """Follows the model's distribution: the first piece's frequencies are its probabilities."""
+    """Samples follow the model's distribution: the first token's frequencies are its probabilities."""
     torch.manual_seed(0)
     number = 2000
     captions = model.generate(
@@ -205,7 +205,7 @@ def test_sampling(model: Any, image_features: torch.Tensor) -> None:
 
 
 def test_samples_are_of_their_own_photo(model: Any, image_features: torch.Tensor) -> None:
-    """With next to no temperature a sample is the greedy caption, for each photo and each of its captions."""
+    """At a temperature near 0 a sample is the greedy caption, for each photo and each of its captions."""
     expected = model.generate(image_features=image_features, max_length=10)
     options: dict[str, Any] = {"do_sample": True, "temperature": 1e-4, "num_return_sequences": 3, "max_length": 10}
     samples = model.generate(image_features=image_features, **options)

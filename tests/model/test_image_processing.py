@@ -1,4 +1,4 @@
-"""Every kind of photo becomes the same right pixels, or one clear error."""
+"""Every kind of image gives the same correct pixels, or one clear error."""
 
 import http.server
 import io

@@ -191,7 +191,7 @@ def test_grid_is_read_row_by_row(make_model: MakeModel, pixel_values: torch.Tens
 
 
 def test_encoder_is_torchvisions(make_config: MakeConfig) -> None:
-    """Same weights, same features: nothing of the ResNet is left out, swapped or added."""
+    """Same weights, same features: no part of the ResNet is missing, swapped or added."""
     torch.manual_seed(0)
     resnet = torchvision.models.resnet18(weights=None).eval()
     model = Model(make_config()).eval()
@@ -221,7 +221,7 @@ def test_exactly_the_last_stages_train(
         assert not any(m.training for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
 
     parameters = dict(model.named_parameters())
-    # Softmax does not see a number that all scores have in common: its gradient is zero.
+    # Softmax ignores a constant added to all scores, so its gradient is zero.
     del before["decoder.attention.A.bias"]
     for name, old in before.items():
         value = model.state_dict()[name]
@@ -391,7 +391,7 @@ def test_dropout_acts_in_training_only(make_model: MakeModel, image_features: to
 
 
 def test_what_feature_and_word_dropout_drop(make_model: MakeModel, image_features: torch.Tensor) -> None:
-    """Whole channels of a photo, the rest made larger; whole words, the rest as they are."""
+    """Whole channels of an image are dropped, the rest scaled up; whole words are dropped, the rest unchanged."""
     seen: dict[str, torch.Tensor] = {}
     model = make_model(dropout=0.0, feature_dropout=0.25, word_dropout=0.5).train()
     model.decoder.init_h.register_forward_pre_hook(lambda _, inputs: seen.update(mean=inputs[0]))
@@ -458,7 +458,7 @@ def test_deferred_gradient_in_autocast() -> None:
 
 
 def test_deferred_gradient_belongs_to_one_backward_pass() -> None:
-    """A pass that asks for other gradients, or one over some of the steps, leaves nothing in the next one."""
+    """A pass for other gradients, or over some of the steps, does not affect the next one."""
     torch.manual_seed(0)
     x, weight = torch.randn(2, 3, requires_grad=True), torch.randn(3, 3, requires_grad=True)
 

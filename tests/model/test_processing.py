@@ -87,14 +87,14 @@ def test_labels_start_after_cls_and_end_with_sep(processor: ShowAttendProcessor,
 
 def test_long_captions_are_cut_and_keep_sep(processor: ShowAttendProcessor) -> None:
     long = " ".join(["dog"] * 50)
-    assert processor(text_target=long)["labels"] == [[DOG] * 28 + [SEP]]  # with [CLS], 30 pieces
+    assert processor(text_target=long)["labels"] == [[DOG] * 28 + [SEP]]  # with [CLS], 30 tokens
     assert processor(text_target=long, max_length=4)["labels"] == [[DOG, DOG, SEP]]
 
 
 def test_padding_of_labels(processor: ShowAttendProcessor) -> None:
     labels = processor(text_target=["the dog"], padding="max_length", return_tensors="pt")["labels"]
     assert labels.tolist() == [[THE, DOG, SEP] + [-100] * 26]
-    processor.tokenizer.padding_side = "left"  # has no say: the labels' first piece follows [CLS]
+    processor.tokenizer.padding_side = "left"  # no effect: the labels' first token follows [CLS]
     labels = processor(text_target=["the dog", "dog"])["labels"]
     assert labels == [[THE, DOG, SEP], [DOG, SEP, -100]]
 

@@ -1,4 +1,4 @@
-"""The notebooks run from a clone, and what they show is what they give."""
+"""The notebooks run from a clone, and their stored outputs are what they produce."""
 
 import sys
 from pathlib import Path

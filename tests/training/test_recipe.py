@@ -1,4 +1,4 @@
-"""The recipe of the checkpoint, in small: its presets in their order, as in the Makefile."""
+"""The recipe of the checkpoint on a small scale: its presets in the Makefile's order."""
 
 import hashlib
 import re
@@ -19,7 +19,7 @@ OF_PRESET = dict.fromkeys(("embed_size", "attention_dim", "decoder_dim", "batch_
 
 
 class Killed(BaseException):
-    """As hard as it gets within a process: nobody catches it."""
+    """As close to a kill as an exception gets: nothing catches it."""
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ PAD, CLS, SEP = 0, 2, 3
 
 
 class CountDogs(CiderDReward):
-    """A reward that likes dogs, and remembers what it was asked."""
+    """A reward for mentioning dogs, which records its calls."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[list[str], list[str]]] = []
@@ -46,7 +46,7 @@ def test_samples(make_model: MakeModel, processor: ShowAttendProcessor, batch: B
         assert -100 not in caption
         assert row[len(caption) :] == [-100] * (len(row) - len(caption))
         ends += SEP in row
-    assert 0 < ends < 60  # some ended by themselves, others were cut
+    assert 0 < ends < 60  # some ended with [SEP], others were cut
     assert len({tuple(row) for row in labels[:20].tolist()}) > 10
     assert any(len(set(row) - {-100}) < len([piece for piece in row if piece != -100]) for row in labels.tolist())
     ((ids, captions),) = reward.asked

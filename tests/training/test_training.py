@@ -92,7 +92,7 @@ ORIGINAL = dict(preset="original", epochs=2, dropout=None, checkpoint_every=2, e
 
 @pytest.fixture(scope="module")
 def original(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An unbroken run of the write-up's recipe, in small."""
+    """An uninterrupted run of the write-up's recipe, on a small scale."""
     output = tmp_path_factory.mktemp("original") / "run"
     stdout = run([*TRAIN, *command_line(folder, output, report_to="tensorboard", **ORIGINAL)])
     assert stdout.splitlines()[-1] == f"The best model is in {output / 'best'}."
@@ -151,7 +151,7 @@ def test_tuned_preset(folder: Path, tmp_path: Path) -> None:
 
 
 def kill_in_the_middle_of_an_epoch(command: list[str], output: Path) -> bool:
-    """Start a run and kill it with no time for last words; whether it had a checkpoint within an epoch by then."""
+    """Start a run and kill it without warning; return whether it had a checkpoint within an epoch by then."""
     progress = output / "checkpoint" / "progress.json"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment()) as process:
         while not progress.exists():
@@ -230,7 +230,9 @@ def test_full_disk_leaves_the_last_checkpoint(folder: Path, tmp_path: Path, monk
 def test_other_settings_are_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "run"
     with pytest.raises(OSError, match="ncoder"):
-        train(folder, output, encoder_weights="nowhere.pth")  # nothing was trained: the mistake may be mended
+        train(
+            folder, output, encoder_weights="nowhere.pth"
+        )  # nothing was trained yet, so the settings may be corrected
     train(folder, output)
     recorded = (output / "settings.json").read_text()
     with pytest.raises(
@@ -275,12 +277,12 @@ def test_gradient_accumulation_equals_the_doubled_batch(folder: Path, tmp_path: 
 def test_two_processes_equal_the_doubled_batch(folder: Path, tmp_path: Path, doubled: Path) -> None:
     launch = [sys.executable, "-m", "accelerate.commands.launch"]
     launch += ["--config_file", str(ROOT / "configs" / "accelerate_two_cpu_processes.yaml")]
-    # A cache of their own: they share out the photos.
+    # A separate cache, so that they divide the images among them.
     arguments = command_line(folder, tmp_path / "run", batch_size=5, cache_dir=tmp_path / "cache", **SHARED)
     run([*launch, TRAIN[1], *arguments])
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["num_processes"] == 2
     assert_same_run(tmp_path / "run", doubled)
-    # Not the same by standing still: each part of the decoder has moved much farther.
+    # Not equal for lack of training: each part of the decoder has moved much farther.
     set_seed(42)
     start = training.build_model(training_settings(folder, tmp_path, **SHARED), None)[0].state_dict()
     for name in ("attention.U.weight", "lstm_cell.weight_hh", "init_h.weight", "fcn.weight"):
@@ -309,7 +311,7 @@ def test_warm_up(overfitted: Path) -> None:
 
 
 def test_validation_figures_by_hand(overfitted: Path, folder: Path) -> None:
-    """From the saved model and the files alone: the mean over word pieces, not over batches or captions."""
+    """From the saved model and the files alone: the mean over tokens, not over batches or captions."""
     model = AutoModelForImageTextToText.from_pretrained(overfitted / "best").eval()
     processor = AutoProcessor.from_pretrained(overfitted / "best")
     dataset = training.load_captions(folder / "photos")
@@ -350,7 +352,7 @@ def test_finetuning_changes_the_last_stage_alone(folder: Path, tmp_path: Path) -
 
 
 def test_learning_rate_falls_on_a_plateau_and_training_stops_early(folder: Path, tmp_path: Path) -> None:
-    """A rate that changes nothing to speak of: the loss improves by less than the scheduler's threshold."""
+    """A negligible rate: the loss improves by less than the scheduler's threshold."""
     stalled = dict(
         learning_rate=2e-7, plateau_factor=0.5, plateau_patience=0, metric_for_best_model="token_accuracy", dropout=0.0
     )
@@ -390,7 +392,7 @@ def test_average_of_the_weights(folder: Path, tmp_path: Path, monkeypatch: pytes
 
 
 def test_self_critical_phase(folder: Path, tmp_path: Path, overfitted: Path) -> None:
-    """In small, from the best model of a first phase."""
+    """On a small scale, from the best model of a first phase."""
     start: dict[str, Any] = dict(objective="self_critical", init_from=str(overfitted / "best"), samples_per_image=20)
     batches: dict[str, Any] = dict(captions_per_image=5, batch_size=10, gradient_accumulation_steps=2, epochs=6)
     rates: dict[str, Any] = dict(
@@ -594,7 +596,7 @@ def test_no_feature_cache_on_two_processes(folder: Path, tmp_path: Path) -> None
     run([*launch, TRAIN[1], *command_line(folder, tmp_path / "two", batch_size=5, **settings)])
     for line, expected in zip(read_log(tmp_path / "two"), read_log(tmp_path / "one"), strict=True):
         assert line == pytest.approx(expected, rel=1e-4)
-    # The encoder's weights differ where a gradient is little but rounding, of which Adam keeps the sign alone.
+    # The encoder's weights differ where a gradient is mostly rounding noise, of which Adam keeps only the sign.
     weights, others = last_weights(tmp_path / "two"), last_weights(tmp_path / "one")
     difference = weights["encoder.resnet.7.0.conv1.weight"] - others["encoder.resnet.7.0.conv1.weight"]
     assert difference.abs().mean() < 1e-6

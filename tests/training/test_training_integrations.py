@@ -1,4 +1,4 @@
-"""The tools around a transformers model work on this one as it is: Trainer, accelerate, dtypes, devices, compile."""
+"""The tools around transformers models work with this one unchanged: Trainer, accelerate, dtypes, devices, compile."""
 
 import os
 import subprocess
