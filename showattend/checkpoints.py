@@ -62,7 +62,7 @@ def load_captioner(
         # Without trust_remote_code=False, transformers may ask on the terminal whether to run the folder's code.
         processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=False)
     if not isinstance(processor, ShowAttendProcessor):
-        raise OSError(f"{checkpoint} holds no captioner but a {type(processor).__name__}.")
+        raise OSError(f"{checkpoint} holds a {type(processor).__name__}, not a captioner.")
     return model.eval(), processor
 
 

@@ -33,6 +33,6 @@ def read_image(path: str | Path) -> Image.Image:
             raise OSError("This photo is no longer kept here. Choose it again.") from error
         except Image.UnidentifiedImageError as error:
             names = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-            raise OSError(f"This file is no photo that can be read. Choose a {names} file.") from error
+            raise OSError(f"This file is not a photo that can be read. Choose a {names} file.") from error
         except Exception as error:  # Pillow's decoders raise almost any type on a damaged file
             raise OSError("This photo is damaged: not all of it can be read. Choose another one.") from error

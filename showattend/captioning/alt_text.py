@@ -130,7 +130,7 @@ class Page:
             end = tag.position
         text = "".join([*pieces, self._text[end:]])
         if self._read() != self._text.encode("utf-8", "surrogateescape"):
-            raise OSError(f"cannot write {self.path}: somebody else has changed it meanwhile")
+            raise OSError(f"cannot write {self.path}: it has been changed in the meantime")
         if captions:
             _replace(self.path, text.encode("utf-8", "surrogateescape"))
 

@@ -67,7 +67,7 @@ def caption_dataset(
     """
     earlier = _parquet_files(output)
     if earlier and not resume:
-        raise ValueError(f"{output} holds rows already: continue it with `resume`, or name another folder.")
+        raise ValueError(f"{output} already holds rows: continue it with `resume`, or name another folder.")
     kind = _kind(source)
     load(checkpoint, **settings)  # find errors here rather than in the workers
     ours = not ray.is_initialized()

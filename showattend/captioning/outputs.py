@@ -87,7 +87,7 @@ def check_output(path: str | Path, resume: bool) -> None:
     if path.exists() and not path.is_file():
         raise ValueError(f"`output` {path} exists and is not a file.")
     if not resume and path.exists() and path.stat().st_size:
-        raise ValueError(f"`output` {path} holds captions already: continue it with `resume`, or name another file.")
+        raise ValueError(f"`output` {path} already holds captions: continue it with `resume`, or name another file.")
 
 
 def recover(path: str | Path, num_captions: int) -> Paths:

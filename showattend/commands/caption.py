@@ -68,7 +68,7 @@ def parse_options(parser: CommandParser, arguments: Sequence[str] | None) -> arg
 
     options = parser.parse_args(arguments)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        parser.error("this is a program of one process: start it without accelerate launch or torchrun")
+        parser.error("caption runs as a single process: start it without accelerate launch or torchrun")
     if "" in (*options.names, options.checkpoint, options.output):
         parser.error("an argument is empty")
     if "-" in options.names and sys.stdin is None:

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--calibration", metavar="FOLDER", help="photos to calibrate int8 on, such as training photos")
     options = parser.parse_args(arguments)
     if options.output_dir is None and not Path(options.checkpoint).is_dir():
-        parser.error(f"name the folder OUT to write: {options.checkpoint} is no folder that could hold it")
+        parser.error(f"name the folder OUT to write to: {options.checkpoint} is not a folder")
     output_dir = options.output_dir or Path(options.checkpoint) / "onnx"
     with parser.reporting(2):
         from transformers.utils import logging

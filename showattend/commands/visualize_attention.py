@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if output.suffix.lower() not in FORMATS:
             raise ValueError(f"--output {output} must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
         if not os.access(output.parent, os.W_OK):
-            raise OSError(f"--output {output}: {output.parent} is no folder that can be written to.")
+            raise OSError(f"--output {output}: {output.parent} is not a folder that can be written to.")
         logging.disable_progress_bar()
         image = load_image(options.image)
         model, processor = load_captioner(options.checkpoint)

@@ -75,7 +75,7 @@ def _rows(path: Path) -> Iterator[tuple[str, str, str]]:
     """Where each row is, the image's name and the caption."""
     rows = {".json": _coco_results, ".jsonl": _json_lines, ".csv": _csv_rows}.get(path.suffix.lower())
     if rows is None:
-        raise ValueError(f"{path} is no file of captions: {EXPECTED}.")
+        raise ValueError(f"{path} is not a file of captions: {EXPECTED}.")
     try:
         for where, row in rows(path):
             name = row.get("image_id", row.get("path")) if isinstance(row, dict) else None
@@ -91,7 +91,7 @@ def _coco_results(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         results = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: no JSON ({error.msg}); {EXPECTED}.") from error
+        raise ValueError(f"{path}, line {error.lineno}: invalid JSON ({error.msg}); {EXPECTED}.") from error
     if not isinstance(results, list):
         raise ValueError(f"{path} holds no list; {EXPECTED}.")
     yield from ((f"entry {number}", row) for number, row in enumerate(results, start=1))
@@ -104,7 +104,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
                 try:
                     yield f"line {number}", json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}, line {number}: no JSON ({error.msg}); {EXPECTED}.") from error
+                    raise ValueError(f"{path}, line {number}: invalid JSON ({error.msg}); {EXPECTED}.") from error
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:

@@ -153,7 +153,7 @@ def export_onnx(
             for name, difference in differences.items():
                 if not difference <= TOLERANCES[precision]:  # a NaN is not
                     raise ValueError(
-                        f"The {precision} graphs miss torch's {name} by {difference:.1e} of their size, "
+                        f"The {precision} graphs differ from torch's {name} by {difference:.1e} of their size, "
                         f"more than {TOLERANCES[precision]:.0e}: nothing was written."
                     )
             report[precision] = differences | {"megabytes": sum(file.stat().st_size for file in files.values()) / 1e6}

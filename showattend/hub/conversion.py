@@ -80,7 +80,7 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's own message suggests running the code
         raise ValueError(
-            f"{path} is no plain state dict but a whole pickled model or another file that may hold code, "
+            f"{path} is not a plain state dict but a whole pickled model or another file that may hold code, "
             f"and code from a file is never run: {expected}"
         ) from error
     except DAMAGED as error:
@@ -90,7 +90,7 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise ValueError(
-                f"{path} is no plain state dict, since its entry {key!r} is of type {type(value).__name__}: {expected}"
+                f"{path} is not a plain state dict: its entry {key!r} is of type {type(value).__name__}: {expected}"
             )
     state = dict(state)
     consume_prefix_in_state_dict_if_present(state, "module.")

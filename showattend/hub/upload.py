@@ -65,8 +65,8 @@ def files_to_share(checkpoint: str | Path, repo_id: str) -> dict[str, Path | byt
         outside = Path(link).is_absolute() or ".." in Path(link).parts
         if outside or image.suffix not in IMAGES or not image.is_file():
             raise ValueError(
-                f"{card} links to {link}, which is no image in {folder} and would be missing on the Hub: use the full "
-                "address, or leave it out."
+                f"{card} links to {link}, which is not an image in {folder} and would be missing on the Hub: use the "
+                "full address, or leave it out."
             )
         files[link] = image
     return files | {card.name: card}

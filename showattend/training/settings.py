@@ -48,8 +48,8 @@ class TrainingSettings:
     keep_final_stop: bool = _setting(True, "Keep the full stop that ends a caption.")
     generated_captions: int = _setting(
         0,
-        "Learn this many more captions of each image: of those that the start generates (--init-from), the ones that "
-        "agree best with the image's own.",
+        "Train on this many generated captions of each image as well: of those that --init-from generates, the ones "
+        "that agree best with the image's own.",
     )
     max_length: int = _setting(30, "Tokens of a caption, [CLS] and [SEP] counted; longer ones are cut.")
     flip: bool = _setting(False, "Show each image mirrored half the time.")
@@ -60,7 +60,7 @@ class TrainingSettings:
     )
     feature_cache: str = _setting(
         "disk",
-        "Where the features of the frozen encoder lie. none: nowhere; images are decoded and encoded in every step, "
+        "Where to keep the frozen encoder's features. none: nowhere; images are decoded and encoded in every step, "
         "by --num-workers processes, and --min-crop cuts the images themselves.",
         choices=("disk", "none"),
     )
@@ -74,16 +74,16 @@ class TrainingSettings:
     # Model
     init_from: str | None = _setting(None, "Start from this captioner (a folder or Hub id), with its tokenizer.")
     encoder_name: str = _setting("resnet50", "torchvision ResNet: resnet18, 34, 50, 101 or 152.")
-    encoder_weights: str = _setting("IMAGENET1K_V1", "torchvision's name of weights, or a file with a state dict.")
+    encoder_weights: str = _setting("IMAGENET1K_V1", "Name of torchvision weights, or a file with a state dict.")
     stride_in_1x1: bool = _setting(False, "The weights are of the original ResNet, which strides in the 1x1.")
     finetune_last_stages: int = _setting(0, "Train this many of the encoder's last stages.")
-    freeze_epochs: int = _setting(0, "Leave those stages as they are for this many epochs.")
+    freeze_epochs: int = _setting(0, "Freeze those stages for this many epochs.")
     embed_size: int = _setting(300, "Length of a token's embedding.")
     attention_dim: int = _setting(256, "Units of the attention's hidden layer.")
     decoder_dim: int = _setting(512, "Units of the LSTM.")
     dropout: float = _setting(0.5, "Dropout before the output layer.")
     feature_dropout: float = _setting(0.0, "Dropout of the channels of an image's grid.")
-    word_dropout: float = _setting(0.0, "Share of the words that the decoder reads which are blanked.")
+    word_dropout: float = _setting(0.0, "Share of the decoder's input tokens that are blanked.")
     context_gate: bool = _setting(False, "Gate the context vector (section 4.2.1 of the paper).")
     deep_output: bool = _setting(False, "Predict from state, context and last word (equation 7 of the paper).")
     attention_type: str | None = _setting(
@@ -97,11 +97,11 @@ class TrainingSettings:
     # Optimisation
     objective: str = _setting(
         "cross_entropy",
-        "cross_entropy, or self_critical: raise the CIDEr-D of sampled captions (with --init-from).",
+        "cross_entropy, or self_critical: reward sampled captions by CIDEr-D (with --init-from).",
         choices=("cross_entropy", "self_critical"),
     )
-    samples_per_image: int = _setting(5, "Captions that self-critical training samples of each image.")
-    meteor_weight: float = _setting(0.0, "Add this times METEOR of exact matches to the CIDEr-D that is raised.")
+    samples_per_image: int = _setting(5, "Captions that self-critical training samples per image.")
+    meteor_weight: float = _setting(0.0, "Weight of METEOR with exact matches, added to the CIDEr-D reward.")
     baseline: str = _setting(
         "greedy",
         "What a sample's reward is compared with: the greedy caption's, or the mean of the other samples'.",
@@ -110,24 +110,22 @@ class TrainingSettings:
     epochs: int = _setting(100, "Passes over the training captions.")
     batch_size: int = _setting(32, "Captions in a forward pass of one process.")
     gradient_accumulation_steps: int = _setting(1, "Forward passes of one process before an optimizer step.")
-    captions_per_image: int = _setting(1, "Captions of an image that stand in one batch: 5 save work on the encoder.")
-    learning_rate: float = _setting(3e-4, "Adam's learning rate of the decoder.")
-    encoder_learning_rate: float = _setting(1e-4, "And of the encoder's stages that are trained.")
+    captions_per_image: int = _setting(1, "Captions of an image in one batch: 5 save work in the encoder.")
+    learning_rate: float = _setting(3e-4, "Adam's learning rate for the decoder.")
+    encoder_learning_rate: float = _setting(1e-4, "Adam's learning rate for the encoder's trained stages.")
     lr_scheduler: str = _setting("reduce_lr_on_plateau", "A scheduler of transformers.", choices=SCHEDULERS)
     plateau_factor: float = _setting(0.1, "reduce_lr_on_plateau: the learning rate is multiplied by this ...")
     plateau_patience: int = _setting(5, "... after this many epochs without a lower validation loss.")
     warmup_steps: int = _setting(0, "Optimizer steps in which the learning rate rises from 0 (not on a plateau).")
     weight_decay: float = _setting(0.0, "AdamW's weight decay (0: Adam).")
-    ema_decay: float = _setting(0.0, "Judge and keep a moving average of the weights with this decay (0: do not).")
+    ema_decay: float = _setting(0.0, "Validate and keep a moving average of the weights with this decay (0: off).")
     average_with_start: float = _setting(
-        0.0, "Judge and keep an average of the weights with those of --init-from, which have this share (0: do not)."
+        0.0, "Validate and keep an average with the weights of --init-from, whose share this is (0: off)."
     )
-    max_grad_norm: float = _setting(0.0, "Clip the gradient to this norm (0: do not).")
-    mixed_precision: str | None = _setting(
-        None, "By default what accelerate is configured for.", choices=("no", "fp16", "bf16")
-    )
-    seed: int = _setting(42, "Of the initial weights, the order of the captions and the dropout.")
-    num_workers: int = _setting(0, "Processes that read features or images ahead.")
+    max_grad_norm: float = _setting(0.0, "Clip the gradient to this norm (0: off).")
+    mixed_precision: str | None = _setting(None, "Default: accelerate's configuration.", choices=("no", "fp16", "bf16"))
+    seed: int = _setting(42, "Seeds the initial weights, the order of the captions and dropout.")
+    num_workers: int = _setting(0, "Processes that prefetch features or images.")
 
     # Validation, checkpoints, logs
     metric_for_best_model: str = _setting(
@@ -164,7 +162,7 @@ class TrainingSettings:
             if getattr(self, name) and self.init_from is None:
                 raise ValueError(f"`{name}` needs a start: name it with `init_from`.")
         if self.objective == "self_critical" and self.generated_captions:
-            raise ValueError("`generated_captions` are learnt with `objective` cross_entropy.")
+            raise ValueError("`generated_captions` needs `objective` cross_entropy.")
         if self.streaming_steps:
             self._check_streaming()
         if self.baseline == "samples" and self.samples_per_image < 2:

@@ -164,7 +164,7 @@ def test_the_command_draws_and_prints_the_caption(folder: Path, monkeypatch: pyt
         (["captioner/config.json"], "cannot read captioner/config.json"),
         (["my photo.png", "--output", "figure.bmp"], "--output figure.bmp must end in .png, .svg or .gif"),
         (["my photo.png", "--output", "figure"], "--output figure must end in .png, .svg or .gif"),
-        (["my photo.png", "--output", "missing/figure.png"], "missing is no folder that can be written to"),
+        (["my photo.png", "--output", "missing/figure.png"], "missing is not a folder that can be written to"),
         (["my photo.png", "--output", "folder.png"], "folder.png cannot be written"),
         (["my photo.png", "--num-beams", "0"], "--num-beams: '0' is not a whole number from 1"),
         (["my photo.png", "--checkpoint", "./missing/captioner"], "There is no checkpoint folder"),

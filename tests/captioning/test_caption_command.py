@@ -393,7 +393,7 @@ def test_several_processes_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = run("photos", "--output=new.csv")
     assert (done.code, done.lines) == (2, [])
-    assert "a program of one process" in done.errors[-1]
+    assert "a single process" in done.errors[-1]
     assert not Path("new.csv").exists()
 
 

@@ -206,7 +206,7 @@ def test_resume(
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     error = capsys.readouterr().err
-    assert error == f"error: {output} holds rows already: continue it with --resume, or name another folder.\n"
+    assert error == f"error: {output} already holds rows: continue it with --resume, or name another folder.\n"
     late.rename(images / NAMES[3])
     (output / "unfinished.parquet").write_bytes(next(output.glob("*.parquet")).read_bytes()[:-20])
     assert main([*arguments, "--resume"]) == 0

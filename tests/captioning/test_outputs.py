@@ -81,5 +81,5 @@ def test_which_output_is_refused(tmp_path: Path) -> None:
     check_output(path, resume=False)
     write(path, NAMES)
     check_output(path, resume=True)
-    with pytest.raises(ValueError, match=r"holds captions already: continue it with `resume`"):
+    with pytest.raises(ValueError, match=r"already holds captions: continue it with `resume`"):
         check_output(path, resume=False)

@@ -64,13 +64,17 @@ def test_a_name_is_never_guessed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("captions.txt", "a dog", r"captions\.txt is no file of captions: expected COCO results"),
-        ("a.json", "[{", r"a\.json, line 1: no JSON .*expected COCO results"),
+        ("captions.txt", "a dog", r"captions\.txt is not a file of captions: expected COCO results"),
+        ("a.json", "[{", r"a\.json, line 1: invalid JSON .*expected COCO results"),
         ("a.json", {"images": []}, r"a\.json holds no list"),
         ("a.json", [{"image_id": 42}], r"a\.json, entry 1: \{'image_id': 42\}; expected"),
         ("a.json", [{"image_id": True, "caption": "a dog"}], "entry 1: "),
         ("a.json", [{"image_id": 42, "caption": "a"}, ["dog"]], "entry 2: "),
-        ("a.jsonl", '{"path": "dog.jpg", "caption": "a dog"}\n\n{"path": "dog.jpg"\n', r"a\.jsonl, line 3: no JSON"),
+        (
+            "a.jsonl",
+            '{"path": "dog.jpg", "caption": "a dog"}\n\n{"path": "dog.jpg"\n',
+            r"a\.jsonl, line 3: invalid JSON",
+        ),
         ("a.jsonl", '{"path": "dog.jpg", "caption": 3}\n', r"a\.jsonl, line 1: "),
         ("a.csv", "image,text\ndog.jpg,a dog\n", r"a\.csv, line 2: .*expected"),
         ("a.csv", "path,caption\ndog.jpg,a dog\ndog.jpg\n", r"a\.csv, line 3: "),

@@ -520,9 +520,11 @@ def test_a_graph_that_is_not_torchs_is_not_written(
         return error
 
     error = refused(1.01)
-    assert re.match(r"The float32 graphs miss torch's logits by \d\.\de-0[123] of their size, more than 1e-04", error)
+    assert re.match(
+        r"The float32 graphs differ from torch's logits by \d\.\de-0[123] of their size, more than 1e-04", error
+    )
     # As from weights that overflow float16.
-    assert "miss torch's logits by nan of their size" in refused(float("nan"))
+    assert "differ from torch's logits by nan of their size" in refused(float("nan"))
 
 
 def test_an_export_replaces_the_one_before(

@@ -222,7 +222,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(new_format: bool, vocab: Pa
     evidence, path = tmp_path / "evidence", tmp_path / "model.pth"
     torch.save({"decoder.fcn.bias": Malicious(evidence)}, path, _use_new_zipfile_serialization=new_format)
     with pytest.raises(
-        ValueError, match=r"model\.pth is no plain state dict .* code from a file is never run"
+        ValueError, match=r"model\.pth is not a plain state dict .* code from a file is never run"
     ) as error:
         convert_checkpoint(path, tmp_path / "converted", vocab)
     assert "\n" not in str(error.value)

@@ -121,7 +121,7 @@ def test_the_cards_pictures_travel(hub: Hub, checkpoint: Path) -> None:
 
     for link in ("gone.png", "config.json", "../checkpoint/docs/photos/dog.webp", str(PHOTOS[0]), "docs/photos"):
         card.write_text(f"[this]({link})")
-        with pytest.raises(ValueError, match=rf"README\.md links to {link}, which is no image in"):
+        with pytest.raises(ValueError, match=rf"README\.md links to {link}, which is not an image in"):
             files_to_share(checkpoint, "someone/tiny")
 
 
