@@ -46,7 +46,7 @@ from showattend.export.onnx_captioner import OnnxCaptioner
 from showattend.training.textbook import textbook_caption, textbook_loss
 
 WARM_UP_STEPS = 3
-CAPTION_LENGTH = 30  # word pieces at most, [CLS] and [SEP] counted
+CAPTION_LENGTH = 30  # tokens at most, including [CLS] and [SEP]
 
 
 # --- a training step ---
@@ -55,7 +55,7 @@ CAPTION_LENGTH = 30  # word pieces at most, [CLS] and [SEP] counted
 def caption_batches(batch_size: int, steps: int, vocab_size: int) -> list[torch.Tensor]:
     """Labels of `steps` batches, (batch_size, longest) each, that stand for all lengths of a pool sorted by length."""
     torch.manual_seed(0)  # the same captions for every line of the table
-    # Flickr8k's captions without their final stops: 12 +- 4 word pieces, [SEP] counted.
+    # Flickr8k's captions without their final stops: 12 +- 4 tokens, including [SEP].
     lengths = torch.distributions.Gamma(9.0, 9.0 / 12.0).sample((POOL * batch_size,))
     pool = lengths.round().long().clamp(3, CAPTION_LENGTH - 1).sort().values.view(POOL, batch_size)
     batches = []

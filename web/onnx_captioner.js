@@ -80,16 +80,16 @@ export class OnnxCaptioner {
     return { text: this.decode(best.tokenIds), ...this.wordsAndGrids(best.tokenIds, best.attentions) };
   }
 
-  /** Word pieces to text, special tokens left out: `man`, `'`, `s`, `surf`, `##board` to `man's surfboard`. */
+  /** Token ids to text without special tokens: `man`, `'`, `s`, `surf`, `##board` to `man's surfboard`. */
   decode(tokenIds) {
-    const pieces = tokenIds
+    const tokens = tokenIds
       .filter((id) => !this.settings.special_token_ids.includes(id))
       .map((id) => this.settings.vocabulary[id]);
-    const text = pieces.map((piece, i) => (i && piece.startsWith("##") ? piece.slice(2) : spaced(piece))).join("");
+    const text = tokens.map((token, i) => (i && token.startsWith("##") ? token.slice(2) : spaced(token))).join("");
     return text.replace(/^ /, "").replace(/([\p{L}\p{N}_]) (['/-]) (?=[\p{L}\p{N}_])/gu, "$1$2");
   }
 
-  /** The caption's words, and the mean attention of each word's pieces, as attention_maps.py joins them. */
+  /** The caption's words, and the mean attention of each word's tokens, as attention/maps.py merges them. */
   wordsAndGrids(tokenIds, attentions) {
     const wordsOf = (ids) => this.decode(ids).split(/\s+/).filter(Boolean);
     const words = wordsOf(tokenIds);
@@ -109,9 +109,9 @@ export class OnnxCaptioner {
   }
 }
 
-function spaced(piece) {
+function spaced(token) {
   // As tokenizers' WordPiece decoder: no space before what ends a sentence or a contraction.
-  return /^([.?!,]|n't|'(m|s|ve|re))/.test(piece) ? piece : ` ${piece}`;
+  return /^([.?!,]|n't|'(m|s|ve|re))/.test(token) ? token : ` ${token}`;
 }
 
 async function greedySearch(step, state, generation) {
@@ -119,7 +119,7 @@ async function greedySearch(step, state, generation) {
   const [tokenIds, attentions] = [[], []];
   while (tokenIds.length < max_length - 1 && tokenIds.at(-1) !== eos_token_id) {
     [state] = await step([tokenIds.at(-1) ?? decoder_start_token_id], [state]);
-    for (const repeating of repeatingPieces(tokenIds, generation)) state.logits[repeating] = -Infinity;
+    for (const repeating of repeatingTokens(tokenIds, generation)) state.logits[repeating] = -Infinity;
     tokenIds.push(largest(state.logits, 1)[0]);
     attentions.push(state.attention);
   }
@@ -138,7 +138,7 @@ async function beamSearch(step, state, generation, numBeams) {
     const scores = joined(
       states.map(({ logits }, i) => {
         const logProbs = logSoftmax(logits);
-        for (const repeating of repeatingPieces(running[i].tokenIds, generation)) logProbs[repeating] = -Infinity;
+        for (const repeating of repeatingTokens(running[i].tokenIds, generation)) logProbs[repeating] = -Infinity;
         return logProbs.map((logProb) => logProb + running[i].score);
       }),
     );
@@ -165,12 +165,12 @@ async function beamSearch(step, state, generation, numBeams) {
   return ended[0];
 }
 
-/** The pieces that would end a second occurrence of `no_repeat_ngram_size` pieces in a row. */
-function repeatingPieces(tokenIds, { decoder_start_token_id, no_repeat_ngram_size: size }) {
+/** The tokens that would complete a second occurrence of `no_repeat_ngram_size` tokens in a row. */
+function repeatingTokens(tokenIds, { decoder_start_token_id, no_repeat_ngram_size: size }) {
   if (!size) return [];
-  const pieces = [decoder_start_token_id, ...tokenIds];
-  const last = pieces.slice(pieces.length - size + 1);
-  return pieces.slice(size - 1).filter((_, place) => last.every((piece, i) => pieces[place + i] === piece));
+  const tokens = [decoder_start_token_id, ...tokenIds];
+  const last = tokens.slice(tokens.length - size + 1);
+  return tokens.slice(size - 1).filter((_, place) => last.every((token, i) => tokens[place + i] === token));
 }
 
 /** Where the largest values are, in descending order. */

@@ -11,9 +11,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = CommandParser("pack-checkpoint", "Make a trained captioner ready to share.")
     parser.add_argument("checkpoint", help="folder or Hub id of the captioner")
     parser.add_argument("output_dir", metavar="OUT_FOLDER", help="where to write it, with weights in float16")
-    parser.add_argument("--num-beams", type=int, help="the default of generate")
-    parser.add_argument("--length-penalty", type=float, help="likewise")
-    parser.add_argument("--no-repeat-ngram-size", type=int, help="likewise; 3: no three tokens twice")
+    parser.add_argument("--num-beams", type=int, help="default number of beams of generate")
+    parser.add_argument("--length-penalty", type=float, help="default length penalty of generate")
+    parser.add_argument("--no-repeat-ngram-size", type=int, help="default of generate; 3: no three tokens twice")
     options = parser.parse_args(arguments)
     with parser.reporting(2):
         from transformers.utils import logging

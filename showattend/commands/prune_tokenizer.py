@@ -24,5 +24,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"{options.dataset} has no train split")
         pruned = prune_tokenizer(tokenizer, (text for texts in dataset["train"]["captions"] for text in texts))
         pruned.save_pretrained(options.output_dir)
-    print(f"{options.output_dir}: {len(pruned):,} of {len(tokenizer):,} word pieces")
+    print(f"{options.output_dir}: {len(pruned):,} of {len(tokenizer):,} tokens")
     return 0

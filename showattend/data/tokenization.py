@@ -56,7 +56,7 @@ def _checked(tokenizer: object, name: str | Path) -> BertTokenizer:
     if missing := [token for token in SPECIAL_TOKENS if token not in vocab]:
         raise ValueError(f"the vocabulary of {name} lacks {', '.join(missing)}")
     if len(vocab) == len(SPECIAL_TOKENS):
-        raise ValueError(f"{name} holds no vocabulary: only the special tokens are there, no word piece")
+        raise ValueError(f"{name} holds no vocabulary: it has only the special tokens")
     if sorted(vocab.values()) != list(range(len(vocab))):
         raise ValueError(f"the vocabulary of {name} has gaps: a token stands there twice")
     return tokenizer
@@ -69,11 +69,11 @@ def prune_tokenizer(tokenizer: BertTokenizer, captions: Iterable[str]) -> BertTo
     longest token that fits, and pruning keeps every token that it took and adds none.
 
     Raises:
-        ValueError: If there is no word piece in `captions`.
+        ValueError: If there is no token in `captions`.
     """
     used = {token for caption in captions for token in tokenizer.tokenize(caption)}.difference(SPECIAL_TOKENS)
     if not used:
-        raise ValueError("cannot prune the vocabulary: there is no word piece in the captions")
+        raise ValueError("cannot prune the vocabulary: there is no token in the captions")
     vocab = tokenizer.get_vocab()
     # Letters and digits stay, used or not: an unseen word (in a prefix that a user types, in a validation caption) is
     # then spelled out instead of lost as [UNK]. On Flickr8k they add a dozen rows and, being the shortest tokens,

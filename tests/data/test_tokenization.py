@@ -85,7 +85,7 @@ def test_a_missing_vocabulary_file_is_named(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("\n".join(piece for piece in PIECES if piece != "[MASK]"), r"lacks \[MASK\]"),
-        ("\n".join(SPECIAL_TOKENS), "no word piece"),
+        ("\n".join(SPECIAL_TOKENS), "only the special tokens"),
         ("\n".join([*PIECES, "dog", "end"]), "stands there twice"),
         ("image,caption\na.jpg,a dog", r"lacks \[PAD\], \[UNK\]"),
     ],
@@ -97,7 +97,7 @@ def test_a_file_that_is_no_vocabulary_is_refused(tmp_path: Path, content: str, m
 
 
 def test_an_empty_folder_is_refused_though_transformers_takes_it(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no word piece"):
+    with pytest.raises(ValueError, match="only the special tokens"):
         load_tokenizer(tmp_path)
 
 
@@ -150,7 +150,7 @@ def test_a_pruned_tokenizer_is_saved_and_loaded_by_auto_tokenizer(tmp_path: Path
 
 
 def test_nothing_to_prune_to_is_an_error(tokenizer: BertTokenizer) -> None:
-    with pytest.raises(ValueError, match="no word piece in the captions"):
+    with pytest.raises(ValueError, match="no token in the captions"):
         prune_tokenizer(tokenizer, ["", "\N{SNOWMAN}"])
 
 
@@ -176,7 +176,7 @@ def test_the_script_saves_a_tokenizer_of_the_train_captions(
     vocab = AutoTokenizer.from_pretrained(tmp_path / "pruned").get_vocab()
     assert {"the", "dog"} <= vocab.keys()
     assert not {"two", "horses"} & vocab.keys()
-    assert f"{len(vocab)} of {len(PIECES)} word pieces" in capsys.readouterr().out
+    assert f"{len(vocab)} of {len(PIECES)} tokens" in capsys.readouterr().out
 
     assert run_script("--dataset", data, "--tokenizer", tmp_path / "no.txt", "--output-dir", tmp_path / "pruned") == 2
     assert capsys.readouterr().err == f"error: there is no vocabulary file {tmp_path / 'no.txt'}\n"
