@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
-from transformers.utils import can_return_tuple
+from transformers.utils import can_return_tuple, has_file
 
 from .configuration_showattend import ShowAttendConfig
 from .deferred_linear_showattend import is_plain, product_dtype, recurrent_linear
@@ -520,11 +520,17 @@ class ShowAttendPreTrainedModel(PreTrainedModel):
         try:
             return super().from_pretrained(name, *args, **kwargs | {"use_safetensors": True})
         except OSError as error:
-            folder = Path(name, kwargs.get("subfolder", "")) if isinstance(name, str | Path) else None
-            if folder is not None and folder.is_dir() and not any(folder.glob("*.safetensors")):
-                reason = "has no model.safetensors, and other weights are not read, because a pickle can run code"
-            elif error.__cause__ is not None and not isinstance(error.__cause__, OSError):
+            found = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
+            folder = Path(kwargs.get("subfolder", ""))
+            weights = [(folder / file).as_posix() for file in ("model.safetensors", "model.safetensors.index.json")]
+            if error.__cause__ is not None and not isinstance(error.__cause__, OSError):
                 reason = f"could not be downloaded ({error.__cause__}): try again"
+            # The config has been read by now: of a repository on the Hub, it is in the cache.
+            elif has_file(name, (folder / "config.json").as_posix(), local_files_only=True, **found) and not any(
+                has_file(name, file, local_files_only=kwargs.get("local_files_only", False), **found)
+                for file in weights
+            ):
+                reason = "has no model.safetensors, and other weights are not read, because a pickle can run code"
             else:
                 raise
             raise OSError(f"{name} {reason}.") from error
