@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def oldest(pyproject: str) -> list[str]:
-    """`name==version` of every `"name>=version"`."""
-    return [f"{name}=={low}" for name, low in re.findall(r'"([\w-]+)>=([\d.]+)', pyproject)]
+    """`name==version` of every `"name>=version"` and `"name[extra]>=version"`."""
+    return [f"{name}=={low}" for name, low in re.findall(r'"([\w-]+)(?:\[[\w,]+\])?>=([\d.]+)', pyproject)]
 
 
 def moved(constraints: str) -> list[str]:

@@ -254,7 +254,7 @@ def _to_onnx(
 ) -> onnx.ModelProto:
     """Trace a module in eval mode; `inputs` are examples and their dynamic dimensions."""
     examples, dynamic_shapes = zip(*inputs.values(), strict=True)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # torch 2.8 prints what it rewrote
         warnings.simplefilter("ignore")  # of torch to itself
         program = torch.onnx.export(
             module.eval(),
@@ -269,6 +269,7 @@ def _to_onnx(
     # Fold constants: each graph reads a part of the LSTM's weights, and would otherwise hold the whole.
     onnxscript.optimizer.optimize(program.model, input_size_limit=2**31, output_size_limit=2**31)
     graph = program.model_proto
+    del graph.graph.value_info[:]  # torch 2.8 leaves shapes there from before the weights were folded
     for node in graph.graph.node:
         del node.metadata_props[:]  # stack traces, which reveal this machine's folders
     return graph
