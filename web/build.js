@@ -22,7 +22,8 @@ let settings;
 try {
   settings = JSON.parse(readFileSync(join(folder, "captioner.json"), "utf-8"));
 } catch (error) {
-  fail(`${folder} is no exported captioner: its captioner.json cannot be read (${error.code ?? error.message})`);
+  const hint = given ? "" : "; name another folder: npm run build -- ONNX_FOLDER";
+  fail(`${folder} is not an exported captioner: its captioner.json cannot be read (${error.code ?? error.message})${hint}`);
 }
 const held = Object.keys(settings.files ?? {});
 const precision = wanted ?? ["int8", "float16", "float32"].find((smallest) => held.includes(smallest));
