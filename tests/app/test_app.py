@@ -165,7 +165,8 @@ def broken_files(folder: Path) -> dict[str, Path]:
     photo(0, 640, 480).save(jpeg, "JPEG")
     cut.write_bytes(jpeg.getvalue()[: len(jpeg.getvalue()) // 2])
     Image.new("1", (20_000, 20_000)).save(bomb)
-    return {"no photo that can be read": text, "damaged": cut, "too large": bomb, "no longer kept": folder / "gone.png"}
+    unreadable = "not a photo that can be read"
+    return {unreadable: text, "damaged": cut, "too large": bomb, "no longer kept": folder / "gone.png"}
 
 
 def test_a_broken_file_is_refused_without_telling_its_path(tmp_path: Path) -> None:
@@ -417,7 +418,7 @@ def test_a_broken_file_gives_a_message_and_the_page_lives_on(
 ) -> None:
     visitor = Visitor(chromium, url)
     files = broken_files(tmp_path)
-    for reason in ("no photo that can be read", "damaged"):
+    for reason in ("not a photo that can be read", "damaged"):
         visitor.choose(files[reason])
         visitor.page.get_by_role("alert").filter(has_text=reason).wait_for()
         visitor.page.locator("#photo-input img").wait_for(state="detached")  # removed: the next photo gets a new input
