@@ -303,8 +303,8 @@ class Trainer:
         logged = torch.zeros((), device=accelerator.device)
         for number, batch in enumerate(batches, start=1):
             for name, images in batch.inputs.items():
-                images = random_crop(images, settings.min_crop) if settings.min_crop < 1 else images
-                batch.inputs[name] = images.to(accelerator.device)
+                images = images.to(accelerator.device)
+                batch.inputs[name] = random_crop(images, settings.min_crop) if settings.min_crop < 1 else images
             batch.labels = batch.labels.to(accelerator.device)
             # Processes exchange gradients once per step, after the last micro-batch.
             last = number == len(batches)
