@@ -1,8 +1,6 @@
 """The command `showattend` under the name of the distribution: `accelerate launch -m modeling_showattend train ...`."""
 
-import sys
-
 from showattend.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

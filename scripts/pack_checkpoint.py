@@ -1,8 +1,6 @@
 """`showattend pack-checkpoint`, from a clone."""
 
-import sys
-
 from showattend.commands.pack_checkpoint import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

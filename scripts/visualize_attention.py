@@ -1,8 +1,6 @@
 """`showattend visualize-attention`, from a clone."""
 
-import sys
-
 from showattend.commands.visualize_attention import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -36,8 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
     arguments = sys.argv[1:] if arguments is None else arguments
     name = parser.parse_args(arguments[:1]).command
-    command = importlib.import_module(f"showattend.commands.{name.replace('-', '_')}")
-    return command.main(arguments[1:])
+    return importlib.import_module(f"showattend.commands.{name.replace('-', '_')}").main(arguments[1:])
 
 
 if __name__ == "__main__":

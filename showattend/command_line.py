@@ -46,31 +46,38 @@ class CommandParser(argparse.ArgumentParser):
             self._fail(exit_code, str(error))
 
     def _fail(self, exit_code: int, message: str) -> NoReturn:
-        self.exit(exit_code, "error: " + re.sub(r"`(\w+)`", self._flag, message) + "\n")
+        self.exit(exit_code, f"error: {self.with_flags(message)}\n")
 
-    def _flag(self, argument: re.Match[str]) -> str:
-        flag = f"--{argument[1].replace('_', '-')}"
-        return flag if flag in self._option_string_actions else argument[0]
+    def with_flags(self, message: str) -> str:
+        """The message with --batch-size where it names `batch_size`, if there is such an option."""
+
+        def flag(argument: re.Match[str]) -> str:
+            name = f"--{argument[1].replace('_', '-')}"
+            return name if name in self._option_string_actions else argument[0]
+
+        return re.sub(r"`(\w+)`", flag, message)
 
     def add_checkpoint(self, group: argparse._MutuallyExclusiveGroup | None = None) -> None:
         """`--checkpoint`, or an alternative in `group`; both may be left out only in a clone."""
-        if not DEFAULT_CHECKPOINT.is_dir():
+        if DEFAULT_CHECKPOINT.is_dir():
+            here = DEFAULT_CHECKPOINT.is_relative_to(Path.cwd())
+            default = DEFAULT_CHECKPOINT.relative_to(Path.cwd()) if here else DEFAULT_CHECKPOINT
+            settings: dict[str, Any] = {"default": str(default), "help": "folder or Hub id; default: %(default)s"}
+        else:
+            settings = {"help": "the captioner: folder or Hub id"}
             if group is None:
-                self.add_argument("--checkpoint", required=True, help="the captioner: folder or Hub id")
+                settings["required"] = True
             else:
                 group.required = True
-                group.add_argument("--checkpoint", help="the captioner: folder or Hub id")
-            return
-        here = DEFAULT_CHECKPOINT.is_relative_to(Path.cwd())
-        default = DEFAULT_CHECKPOINT.relative_to(Path.cwd()) if here else DEFAULT_CHECKPOINT
-        options = self if group is None else group
-        options.add_argument("--checkpoint", default=str(default), help="folder or Hub id; default: %(default)s")
+        (group or self).add_argument("--checkpoint", **settings)
 
-    def add_dataset(self) -> None:
-        """`--dataset`, and the names of its columns."""
+    def add_dataset(self, split: bool = False) -> None:
+        """`--dataset`, the names of its columns and, if asked for, `--split`."""
         self.add_argument("--dataset", required=True, help="folder, file or Hub id; docs/data.md lists the layouts")
         self.add_argument("--image-column", metavar="NAME", help="column of the images, if it has an unusual name")
         self.add_argument("--caption-column", metavar="NAME", help="column of the captions, if it has an unusual name")
+        if split:
+            self.add_argument("--split", default="validation", choices=["train", "validation", "test"])
 
 
 def add_search(options: argparse._ActionsContainer) -> None:
@@ -78,6 +85,20 @@ def add_search(options: argparse._ActionsContainer) -> None:
     options.add_argument("--num-beams", metavar="N", type=whole_number(1), help="1: greedy search")
     options.add_argument("--length-penalty", metavar="X", type=number(-100, 100), help="above 0: longer captions")
     options.add_argument("--max-length", metavar="N", type=whole_number(2), help="tokens, [CLS] and [SEP] counted")
+
+
+def add_inference(options: argparse._ActionsContainer) -> None:
+    """How captions are computed."""
+    options.add_argument(
+        "--batch-size", metavar="N", type=whole_number(1), default=32, help="default: %(default)s images"
+    )
+    options.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float16", "int8"],
+        default="auto",
+        help="auto, the default: bfloat16 on GPUs that have it, float16 on older ones, float32 on CPUs; of an exported "
+        "captioner, int8 if it has it",
+    )
 
 
 def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:

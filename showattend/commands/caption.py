@@ -9,7 +9,7 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING
 
-from showattend.command_line import CommandParser, add_search, given, number, whole_number
+from showattend.command_line import CommandParser, add_inference, add_search, given, number, whole_number
 
 if TYPE_CHECKING:
     from showattend.captioning.command import Failures
@@ -33,7 +33,7 @@ def parse_options(parser: CommandParser, arguments: Sequence[str] | None) -> arg
     where.add_argument(
         "--output",
         metavar="FILE",
-        help="FILE.jsonl or FILE.csv: path, caption and score, the mean log probability of its tokens",
+        help="FILE.jsonl or FILE.csv: path, caption, score (mean log probability of a token)",
     )
     where.add_argument("--resume", action="store_true", help="continue --output; failed images are tried again")
     where.add_argument(
@@ -44,27 +44,15 @@ def parse_options(parser: CommandParser, arguments: Sequence[str] | None) -> arg
     )
 
     which = parser.add_argument_group("which captions")
-    count = whole_number(1)
     add_search(which)
     which.add_argument("--prefix", help='how every caption begins: "a photo of"')
-    which.add_argument(
-        "--num-captions", metavar="N", type=count, default=1, help="number of captions per photo, best first"
-    )
+    which.add_argument("--num-captions", metavar="N", type=whole_number(1), default=1, help="per photo, best first")
     which.add_argument("--sample", action="store_true", help="draw the captions at random")
-    which.add_argument(
-        "--temperature", metavar="X", type=number(1e-3), help="with --sample; below 1: likelier captions"
-    )
-    which.add_argument("--top-p", metavar="X", type=number(1e-3, 1), help="with --sample; of this mass alone")
+    which.add_argument("--temperature", metavar="X", type=number(1e-3), help="of --sample; below 1: likelier captions")
+    which.add_argument("--top-p", metavar="X", type=number(1e-3, 1), help="of --sample: from this probability mass")
 
     how = parser.add_argument_group("how they are computed")
-    how.add_argument("--batch-size", metavar="N", type=count, default=32, help="photos at a time; default: 32")
-    how.add_argument(
-        "--dtype",
-        choices=["auto", "float32", "bfloat16", "float16", "int8"],
-        default="auto",
-        help="auto: bfloat16 on GPUs that have it, float16 on older ones, float32 on CPUs; of an exported captioner, "
-        "int8 if it has it",
-    )
+    add_inference(how)
 
     options = parser.parse_args(arguments)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

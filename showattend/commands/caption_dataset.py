@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from showattend.command_line import CommandParser, add_search, given, whole_number
+from showattend.command_line import CommandParser, add_inference, add_search, given, whole_number
 
 EPILOG = """\
 INPUT is a folder or URI (file, s3, gs) of images, of Parquet files with an image column (bytes, struct or path), or of
@@ -13,9 +13,7 @@ The exit code is 1 if the job failed, 2 if an argument is wrong.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = CommandParser(
-        "caption-dataset", "Caption a dataset of any size, on this machine or a cluster.", epilog=EPILOG
-    )
+    parser = CommandParser("caption-dataset", "Caption a dataset of any size, here or on a cluster.", epilog=EPILOG)
     parser.add_argument("source", metavar="INPUT")
     parser.add_argument("output", metavar="OUTPUT")
     parser.add_checkpoint()
@@ -27,12 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     how = parser.add_argument_group("how they are computed")
     how.add_argument("--address", help="of a running Ray cluster, or auto; default: Ray starts on this machine")
     how.add_argument("--cores", metavar="N", type=whole_number(1), help="of a worker without a GPU; default: 2")
-    how.add_argument("--batch-size", metavar="N", type=whole_number(1), help="images at a time; default: 32")
-    how.add_argument(
-        "--dtype",
-        choices=["auto", "float32", "bfloat16", "float16", "int8"],
-        help="auto, the default: bfloat16 or float16 on GPUs, float32 on CPUs, int8 of an exported captioner",
-    )
+    add_inference(how)
     options = parser.parse_args(arguments)
     with parser.reporting(2):
         from showattend.captioning.dataset import caption_dataset

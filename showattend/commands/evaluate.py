@@ -16,9 +16,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="score these captions instead: COCO results (.json), or what showattend caption writes (.jsonl, .csv)",
     )
-    parser.add_dataset()
+    parser.add_dataset(split=True)
     parser.add_argument("--output-dir", required=True, help="for captions.json and figures.json")
-    parser.add_argument("--split", default="validation", choices=["train", "validation", "test"])
     parser.add_argument(
         "--compare",
         metavar="FILE",
@@ -34,37 +33,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     generation.add_argument("--model-card", type=Path, help="a README.md to write the figures into; made if absent")
     options = parser.parse_args(arguments)
     search = given(options, "num_beams", "length_penalty", "max_length")
-    shared = {
-        "dataset": options.dataset,
-        "output_dir": options.output_dir,
-        "split": options.split,
-        "compare": options.compare,
-        **given(options, "image_column", "caption_column"),
-    }
+    shared = given(options, "dataset", "output_dir", "split", "compare", "image_column", "caption_column")
     if options.captions:
         for name in (*search, *given(options, "batch_size", "prompt", "generation", "model_card")):
             parser.error(f"--{name.replace('_', '-')} is for a checkpoint, and --captions takes none")
-        with parser.reporting(2):
-            from showattend.evaluation.scoring import evaluate_captions, summary
-
-            print(summary(evaluate_captions(options.captions, **shared)))
-        return 0
     with parser.reporting(2):
-        from showattend.evaluation.evaluate import evaluate_checkpoint
-        from showattend.evaluation.scoring import summary
-        from showattend.hub.model_card import add_evaluation
+        from showattend.evaluation.scoring import evaluate_captions, summary
 
-        figures = evaluate_checkpoint(
-            options.checkpoint,
-            **shared,
-            **given(options, "batch_size", "prompt"),
-            **search,
-            **(options.generation or {}),
-        )
+        if options.captions:
+            figures = evaluate_captions(options.captions, **shared)
+        else:
+            from showattend.evaluation.evaluate import evaluate_checkpoint
+
+            settings = given(options, "batch_size", "prompt") | search | (options.generation or {})
+            figures = evaluate_checkpoint(options.checkpoint, **shared, **settings)
     if not figures:  # not the main process
         return 0
     if options.model_card:
         with parser.reporting(1):
+            from showattend.hub.model_card import add_evaluation
+
             add_evaluation(options.model_card, figures)
     print(summary(figures))
     return 0

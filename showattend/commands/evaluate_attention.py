@@ -13,9 +13,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "Measure how far the log probability of a caption's nouns falls when the cells they looked at are covered.",
     )
     parser.add_checkpoint()
-    parser.add_dataset()
+    parser.add_dataset(split=True)
     parser.add_argument("--output-dir", type=Path, required=True, help="for figures.json and curve.png")
-    parser.add_argument("--split", default="validation", choices=["train", "validation", "test"])
     parser.add_argument("--max-images", metavar="N", type=whole_number(1), help="only the first N images")
     parser.add_argument(
         "--num-cells", metavar="K", type=whole_number(1), nargs="+", default=[5, 10, 20], help="default: 5 10 20"

@@ -8,10 +8,9 @@ from showattend.command_line import CommandParser, given, whole_number
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = CommandParser("evaluate-onnx", "Measure the scores, the speed and the size of an exported captioner.")
     parser.add_argument("folder", metavar="FOLDER", help="what showattend export-onnx wrote")
-    parser.add_dataset()
+    parser.add_dataset(split=True)
     parser.add_argument("--checkpoint", help="the captioner that was exported, to measure torch as well")
     parser.add_argument("--precision", nargs="+", default=["float32", "float16", "int8"])
-    parser.add_argument("--split", default="validation", choices=["train", "validation", "test"])
     parser.add_argument("--num-beams", metavar="N", type=whole_number(1), help="1: greedy search; default: as exported")
     options = parser.parse_args(arguments)
     with parser.reporting(2):

@@ -1,7 +1,6 @@
 """Train a captioner: `accelerate launch -m showattend train --dataset FOLDER_OR_ID --output-dir RUN --preset tuned`."""
 
 import logging
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,24 +11,14 @@ from showattend.command_line import CommandParser
 PRESETS = Path(training.__file__).parent / "presets"
 
 
-class TrainParser(CommandParser):
-    """Reports errors; the options are those of `TrainingSettings`."""
-
-    def _flag(self, argument: re.Match[str]) -> str:
-        from showattend.training.settings import as_flags
-
-        return as_flags(argument[0])
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # it names every file of every checkpoint
-    parser = TrainParser("train", "Train a captioner.")
-    with parser.reporting(2):
-        from showattend.training.settings import parse_settings
+    with CommandParser("train", "Train a captioner.").reporting(2):
+        from showattend.training.settings import parse_settings, settings_parser
 
         settings = parse_settings(sys.argv[1:] if arguments is None else arguments, PRESETS)
-    with parser.reporting(1):
+    with settings_parser().reporting(1):
         from showattend.training.trainer import train
 
         best = train(settings)

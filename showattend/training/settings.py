@@ -1,13 +1,14 @@
 """All settings of a training run, and the command line and the preset files that they are read from."""
 
-import re
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, ArgumentTypeError
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_origin
+from typing import Any, NoReturn, get_args
 
 import yaml
+
+from showattend.command_line import CommandParser
 
 
 def _setting(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
@@ -146,10 +147,9 @@ class TrainingSettings:
             raise ValueError(f"`plateau_factor` must lie between 0 and 1, not be {self.plateau_factor}.")
         if self.warmup_steps and self.lr_scheduler in ("reduce_lr_on_plateau", "constant"):
             raise ValueError(f"`lr_scheduler` {self.lr_scheduler} has no warm-up: leave `warmup_steps` at 0.")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"`ema_decay` must be at least 0 and less than 1, not {self.ema_decay}.")
-        if not 0 <= self.average_with_start < 1:
-            raise ValueError(f"`average_with_start` must be at least 0 and less than 1, not {self.average_with_start}.")
+        for name in ("ema_decay", "average_with_start"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 0 and less than 1, not {getattr(self, name)}.")
         if not 0 < self.min_crop <= 1:
             raise ValueError(f"`min_crop` must lie above 0 and not above 1, not be {self.min_crop}.")
         if self.min_crop < 1 and not self.finetune_last_stages and self.feature_cache == "disk":
@@ -191,8 +191,8 @@ def parse_settings(arguments: Sequence[str], presets: Path) -> TrainingSettings:
         ValueError: If an argument is unknown, missing or of the wrong type, or there is no such preset, or it holds
             an unknown setting or one of the wrong type.
     """
-    parser = _parser()
-    preset_parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = settings_parser()
+    preset_parser = _Parser("train", "", add_help=False, allow_abbrev=False)
     preset_parser.add_argument("--preset")
     preset = preset_parser.parse_known_args(arguments)[0].preset
     if preset is not None:
@@ -204,42 +204,26 @@ def parse_settings(arguments: Sequence[str], presets: Path) -> TrainingSettings:
     try:
         return TrainingSettings(**vars(values))
     except ValueError as error:
-        raise ValueError(as_flags(str(error))) from error
+        raise ValueError(parser.with_flags(str(error))) from error
 
 
-def as_flags(message: str) -> str:
-    """Turn the settings that a message names into flags: `batch_size` becomes --batch-size."""
-    names = "|".join(setting.name for setting in fields(TrainingSettings))
-    return re.sub(f"`({names})`", lambda name: "--" + name[1].replace("_", "-"), message)
-
-
-class _Parser(ArgumentParser):
+class _Parser(CommandParser):
     def error(self, message: str) -> NoReturn:
-        raise ValueError(message)  # instead of a page of usage
+        raise ValueError(message)
 
 
-def _parser() -> _Parser:
-    """A parser of all settings, like transformers' HfArgumentParser, which takes seconds to import."""
-    parser = _Parser(
-        prog="showattend train",
-        description="Train a Show, Attend and Tell captioner.",
-        formatter_class=ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+def settings_parser() -> CommandParser:
+    """A parser with an option for each setting, like transformers' HfArgumentParser, which takes seconds to import."""
+    parser = _Parser("train", "Train a captioner.", formatter_class=ArgumentDefaultsHelpFormatter, allow_abbrev=False)
     for setting in fields(TrainingSettings):
-        flags = sorted({f"--{setting.name}", f"--{setting.name.replace('_', '-')}"}, reverse=True)
+        name = setting.name.replace("_", "-")
         kind = (get_args(setting.type) or (setting.type,))[0]  # of `int | None`: int
-        options: dict[str, Any] = {"type": kind, "required": setting.default is MISSING, **setting.metadata}
-        if setting.default is not MISSING:
-            options["default"] = setting.default
-        if kind is bool:
-            options |= {"type": _truth, "nargs": "?", "const": True}
-        elif get_origin(kind) is list:
-            options |= {"type": get_args(kind)[0], "nargs": "+"}
-        parser.add_argument(*flags, **options)
+        options: dict[str, Any] = {"type": _truth, "nargs": "?", "const": True} if kind is bool else {"type": kind}
+        required = setting.default is MISSING
+        default = None if required else setting.default
+        parser.add_argument(f"--{name}", default=default, required=required, **options, **setting.metadata)
         if setting.default is True:
-            negated = [f"--no_{setting.name}", f"--no-{setting.name.replace('_', '-')}"]
-            parser.add_argument(*negated, dest=setting.name, action="store_false", help=f"{flags[-1]} false")
+            parser.add_argument(f"--no-{name}", dest=setting.name, action="store_false", help=f"--{name} false")
     return parser
 
 
@@ -250,7 +234,7 @@ def _truth(text: str) -> bool:
     return words[text.lower()]
 
 
-def _set_defaults(parser: ArgumentParser, path: Path) -> None:
+def _set_defaults(parser: CommandParser, path: Path) -> None:
     """Make a preset's settings the parser's defaults."""
     values = _read_preset(path)
     known = set()
@@ -265,7 +249,7 @@ def _set_defaults(parser: ArgumentParser, path: Path) -> None:
     if unknown := values.keys() - known:
         raise ValueError(f"{path} holds unknown settings: {', '.join(sorted(unknown))}.")
     try:
-        parser.parse_known_args(["--dataset=", "--output_dir="])
+        parser.parse_known_args(["--dataset=", "--output-dir="])
     except ValueError as error:
         raise ValueError(f"{path}: {error}.") from error
 

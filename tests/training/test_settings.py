@@ -174,4 +174,4 @@ def test_script_says_one_sentence_and_exits_with_2() -> None:
     )
     assert process.returncode == 2
     assert process.stdout == ""
-    assert process.stderr == "error: argument --learning_rate/--learning-rate: invalid float value: 'fast'\n"
+    assert process.stderr == "error: argument --learning-rate: invalid float value: 'fast'\n"
