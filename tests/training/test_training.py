@@ -279,7 +279,7 @@ def test_two_processes_equal_the_doubled_batch(folder: Path, tmp_path: Path, dou
     launch += ["--config_file", str(ROOT / "configs" / "accelerate_two_cpu_processes.yaml")]
     # A separate cache, so that they divide the images among them.
     arguments = command_line(folder, tmp_path / "run", batch_size=5, cache_dir=tmp_path / "cache", **SHARED)
-    run([*launch, TRAIN[1], *arguments])
+    run([*launch, "-m", "modeling_showattend", "train", *arguments])
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["num_processes"] == 2
     assert_same_run(tmp_path / "run", doubled)
     # Not equal for lack of training: each part of the decoder has moved much farther.
@@ -593,7 +593,7 @@ def test_no_feature_cache_on_two_processes(folder: Path, tmp_path: Path) -> None
     train(folder, tmp_path / "one", batch_size=10, **settings)
     launch = [sys.executable, "-m", "accelerate.commands.launch"]
     launch += ["--config_file", str(ROOT / "configs" / "accelerate_two_cpu_processes.yaml")]
-    run([*launch, TRAIN[1], *command_line(folder, tmp_path / "two", batch_size=5, **settings)])
+    run([*launch, "-m", "showattend", "train", *command_line(folder, tmp_path / "two", batch_size=5, **settings)])
     for line, expected in zip(read_log(tmp_path / "two"), read_log(tmp_path / "one"), strict=True):
         assert line == pytest.approx(expected, rel=1e-4)
     # The encoder's weights differ where a gradient is mostly rounding noise, of which Adam keeps only the sign.
