@@ -73,7 +73,7 @@ test-oldest:
 # What pip chooses here today, upgraded each time.
 test-newest:
 	@rm -f "$(NEWEST)/.dev-installed"
-	@$(MAKE) --no-print-directory VENV="$(NEWEST)" VERSIONS=--upgrade test test-conformance \
+	@$(MAKE) --no-print-directory VENV="$(NEWEST)" VERSIONS="--upgrade --upgrade-strategy eager" test test-conformance \
 		|| { "$(NEWEST)/bin/python" scripts/versions.py moved; exit 1; }
 
 copy-code:
