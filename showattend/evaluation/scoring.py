@@ -7,15 +7,15 @@ from typing import Any
 
 import datasets
 
-from modeling_showattend.metrics import (
+from showattend.data.caption_files import read_captions
+from showattend.data.captions import load_captions
+from showattend.metrics import (
     Metric,
     caption_metrics,
     caption_statistics,
     confidence_intervals,
     paired_differences,
 )
-from showattend.data.caption_files import read_captions
-from showattend.data.captions import load_captions
 
 FIGURES, CAPTIONS = "figures.json", "captions.json"
 

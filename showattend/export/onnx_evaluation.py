@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from modeling_showattend.metrics import score_captions
 from showattend.checkpoints import load_captioner
 from showattend.data.captions import load_captions
+from showattend.metrics import score_captions
 
 from .onnx_captioner import OnnxCaptioner
 

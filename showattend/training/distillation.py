@@ -15,9 +15,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from tqdm.auto import tqdm
 
-from modeling_showattend.metrics import CiderMeteorReward
 from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
 from modeling_showattend.processing_showattend import ShowAttendProcessor
+from showattend.metrics import CiderMeteorReward
 
 Captions = Mapping[str, Sequence[str]]  # image id -> its captions
 

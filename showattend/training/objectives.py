@@ -6,10 +6,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from modeling_showattend.metrics import CiderDReward
 from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
 from modeling_showattend.processing_showattend import ShowAttendProcessor
 from showattend.data.batches import Batch
+from showattend.metrics import CiderDReward
 
 from .self_critical import policy_gradient_loss, sample_captions
 

@@ -14,11 +14,11 @@ from transformers import BertTokenizer
 
 from modeling_showattend.configuration_showattend import ShowAttendConfig
 from modeling_showattend.image_processing_showattend import ShowAttendImageProcessor
-from modeling_showattend.metrics import score_captions
 from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
 from modeling_showattend.processing_showattend import ShowAttendProcessor
 from showattend.checkpoints import load_captioner
 from showattend.data.tokenization import load_tokenizer, prune_tokenizer
+from showattend.metrics import score_captions
 
 from .encoder_weights import load_encoder_weights
 from .settings import TrainingSettings

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from modeling_showattend.metrics import CiderDReward
 from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
 from modeling_showattend.processing_showattend import ShowAttendProcessor
 from showattend.data.batches import Batch
+from showattend.metrics import CiderDReward
 
 
 @torch.no_grad()

@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from modeling_showattend.metrics import CiderDReward, CiderMeteorReward, score_captions
 from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
 from showattend.data.batches import Batch, Epoch, StepDataset, make_items, random_crop
 from showattend.data.captions import load_captions
@@ -28,6 +27,7 @@ from showattend.data.pixels import PixelLoader
 from showattend.data.streaming import StreamSteps, stream_captions
 from showattend.evaluation.evaluate import caption_images, validation_loss
 from showattend.folders import recover, replacing
+from showattend.metrics import CiderDReward, CiderMeteorReward, score_captions
 
 from .averaging import between, moving_average
 from .distillation import best_captions, generate_captions

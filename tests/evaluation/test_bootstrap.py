@@ -6,7 +6,7 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 
-from modeling_showattend.metrics import Metric, caption_metrics, confidence_intervals, paired_differences, ptb
+from showattend.metrics import Metric, caption_metrics, confidence_intervals, paired_differences, ptb
 
 SENTENCE = "a the dog dogs cat bird runs running sits on over through grass ball red black"
 WORDS = SENTENCE.split()
@@ -47,7 +47,7 @@ def test_intervals_of_a_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     assert high == pytest.approx(100 * values.mean() + error, abs=0.1 * error)
     assert confidence_intervals({"mean": metric}) == {"mean": (low, high)}
     assert confidence_intervals({"mean": metric}, seed=1) != {"mean": (low, high)}
-    monkeypatch.setattr("modeling_showattend.metrics.bootstrap._CHUNK", 1500)  # 3 resamples at a time
+    monkeypatch.setattr("showattend.metrics.bootstrap._CHUNK", 1500)  # 3 resamples at a time
     assert confidence_intervals({"mean": metric}) == {"mean": pytest.approx((low, high))}
 
 

@@ -8,10 +8,10 @@ import pytest
 from tiny_flickr import ROOT, environment, make_folder
 
 from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
-from modeling_showattend.metrics import caption_statistics, score_captions
 from showattend.checkpoints import load_captioner
 from showattend.commands import evaluate
 from showattend.evaluation.evaluate import evaluate_checkpoint
+from showattend.metrics import caption_statistics, score_captions
 
 MakeModel = Callable[..., ShowAttendForConditionalGeneration]
 
@@ -120,6 +120,29 @@ def test_captions_of_something_else(photos: Path, tmp_path: Path, capsys: pytest
         assert difference["value"] == pytest.approx(figures["metrics"][name] - poor["metrics"][name])
         assert difference["equal"] == (difference["low"] <= 0 <= difference["high"])
     assert not figures["differences"]["bleu_1"]["equal"]
+
+
+WITHOUT_TORCH = """
+import sys
+from showattend.__main__ import main
+assert main(sys.argv[1:]) == 0
+assert not {"torch", "torchvision", "accelerate"} & sys.modules.keys()
+"""
+
+
+def test_captions_are_scored_without_torch(photos: Path, tmp_path: Path) -> None:
+    (photos / "Flickr_8k.devImages.txt").write_text("red_circle.jpg\nblue_line.jpg\n")
+    (tmp_path / "good.csv").write_text("path,caption\nred_circle.jpg,a red circle\nblue_line.jpg,a blue line\n")
+    done = run(
+        "-c",
+        WITHOUT_TORCH,
+        "evaluate",
+        f"--captions={tmp_path}/good.csv",
+        f"--dataset={photos}",
+        f"--output-dir={tmp_path}/out",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("2 images, 95 % bootstrap intervals\nbleu_1")
 
 
 def test_captions_that_cannot_be_scored(

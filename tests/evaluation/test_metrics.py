@@ -17,7 +17,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer import ptbtokenizer
 from transformers.utils.logging import warning_once
 
-from modeling_showattend.metrics import (
+from showattend.metrics import (
     CAPTION_METRICS,
     CiderDReward,
     CiderMeteorReward,

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
-from modeling_showattend.metrics import CiderDReward
 from showattend.data.batches import Batch
+from showattend.metrics import CiderDReward
 from showattend.training.self_critical import policy_gradient_loss, sample_captions
 
 MakeModel = Callable[..., ShowAttendForConditionalGeneration]

@@ -26,8 +26,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import showattend.training.trainer as training
 from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
-from modeling_showattend.metrics.ptb import find_java
 from showattend.folders import recover, replacing
+from showattend.metrics.ptb import find_java
 from showattend.training import objectives
 from showattend.training.self_critical import policy_gradient_loss, sample_captions
 

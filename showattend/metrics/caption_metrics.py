@@ -1,12 +1,12 @@
 """The caption metrics as a module for `evaluate`.
 
-evaluate.load("modeling_showattend/metrics/caption_metrics.py").compute(predictions=[...], references=[[...], ...])
+evaluate.load("showattend/metrics/caption_metrics.py").compute(predictions=[...], references=[[...], ...])
 """
 
 import datasets
 import evaluate
 
-from modeling_showattend.metrics.scores import score_captions
+from showattend.metrics.scores import score_captions
 
 _DESCRIPTION = "BLEU-1 to BLEU-4, METEOR, ROUGE-L, CIDEr and SPICE as pycocoevalcap computes them, times 100."
 _INPUTS = """
