@@ -16,6 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with parser.reporting(2):
         from transformers.utils import logging
 
+        from showattend.evaluation.scoring import summary
         from showattend.export.onnx_evaluation import evaluate_onnx
 
         logging.disable_progress_bar()
@@ -27,8 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.split,
             **given(options, "num_beams", "image_column", "caption_column"),
         )
-    columns = list(next(iter(figures.values())))
+    measured = [name for name in ("megabytes", "milliseconds", "as_torch") if options.checkpoint or name != "as_torch"]
+    columns = [*measured, *next(iter(figures.values()))["metrics"]]
     print(f"| | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
     for name, row in figures.items():
-        print(f"| {name} | {' | '.join(f'{row[column]:.1f}' for column in columns)} |")
+        cells = {**row, **row["metrics"]}
+        print(f"| {name} | {' | '.join(f'{cells[column]:.1f}' for column in columns)} |")
+    for name, row in figures.items():
+        print(f"\n{name}: {summary(row)}")
     return 0

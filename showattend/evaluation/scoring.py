@@ -107,22 +107,37 @@ def write_figures(
     """
     output = Path(output_dir)
     references = dict(zip(images["image_id"], images["captions"], strict=True))
+    others = None
     if compare is not None:
-        others = _first_captions(_captions_of(Path(compare)), list(references))
+        other_captions = _first_captions(_captions_of(Path(compare)), list(references))
+        others = str(compare), caption_metrics(other_captions, references)
     metrics = caption_metrics(captions, references)
-    figures = {
-        **described,
+    figures = {**described, **figures_of(metrics, captions, references, others)}
+    results = [{"image_id": image_id, "caption": captions[image_id]} for image_id in references]
+    (output / CAPTIONS).write_text(json.dumps(results, indent=1) + "\n")
+    (output / FIGURES).write_text(json.dumps(figures, indent=1) + "\n")
+    return figures
+
+
+def figures_of(
+    metrics: Mapping[str, Metric],
+    captions: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    others: tuple[str, Mapping[str, Metric]] | None = None,
+) -> dict[str, Any]:
+    """The figures of [`write_figures`] that follow from captions; `others`: name and metrics of another captioner."""
+    figures: dict[str, Any] = {
         "images": len(captions),
         "metrics": {name: float(metric.score()) for name, metric in metrics.items()},
         "intervals": {name: list(interval) for name, interval in confidence_intervals(metrics).items()},
         "statistics": caption_statistics(captions, references),
     }
-    if compare is not None:
-        figures["compared_with"] = str(compare)
-        figures["differences"] = _differences(metrics, caption_metrics(others, references))
-    results = [{"image_id": image_id, "caption": captions[image_id]} for image_id in references]
-    (output / CAPTIONS).write_text(json.dumps(results, indent=1) + "\n")
-    (output / FIGURES).write_text(json.dumps(figures, indent=1) + "\n")
+    if others is not None:
+        figures["compared_with"], other_metrics = others
+        figures["differences"] = {
+            name: difference._asdict() | {"equal": difference.is_equal}
+            for name, difference in paired_differences(metrics, other_metrics).items()
+        }
     return figures
 
 
@@ -139,13 +154,6 @@ def summary(figures: Mapping[str, Any]) -> str:
     lines.append("  ".join(f"{name} {value:.4g}" for name, value in figures["statistics"].items()))
     other = f", differences to {figures['compared_with']}" if "compared_with" in figures else ""
     return "\n".join([f"{figures['images']} images, 95 % bootstrap intervals{other}", *lines])
-
-
-def _differences(metrics: Mapping[str, Metric], others: Mapping[str, Metric]) -> dict[str, dict[str, Any]]:
-    return {
-        name: difference._asdict() | {"equal": difference.is_equal}
-        for name, difference in paired_differences(metrics, others).items()
-    }
 
 
 def _first_captions(path: str | Path, image_ids: Sequence[str]) -> dict[str, str]:

@@ -10,8 +10,8 @@ import torch
 from tqdm.auto import tqdm
 
 from showattend.checkpoints import load_captioner
-from showattend.data.captions import load_captions
-from showattend.metrics import score_captions
+from showattend.evaluation.scoring import figures_of, load_split
+from showattend.metrics import Metric, caption_metrics
 
 from .onnx_captioner import OnnxCaptioner
 
@@ -25,7 +25,7 @@ def evaluate_onnx(
     image_column: str | None = None,
     caption_column: str | None = None,
     **generation: Any,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
     """Caption a split image by image, as an interactive program does.
 
     Args:
@@ -37,8 +37,8 @@ def evaluate_onnx(
 
     Returns:
         For each of them `megabytes` on the disk (of the graphs; torch's weights), `milliseconds` of the median image
-        from the decoded image to the text, the scores of [`score_captions`], and with a checkpoint `as_torch`, the
-        percentage of captions that are identical to torch's.
+        from the decoded image to the text, and the figures of [`figures_of`]. With a checkpoint also `as_torch`, the
+        percentage of captions that are identical to torch's, and the differences to torch.
 
     Raises:
         ValueError: If the dataset lacks the split, or the folder a precision.
@@ -49,25 +49,26 @@ def evaluate_onnx(
         captioners["torch"] = _torch_captioner(checkpoint, generation)
     for precision in precisions:
         captioners[precision] = _onnx_captioner(Path(folder), precision, generation)
-    splits = load_captions(dataset, image_column=image_column, caption_column=caption_column)
-    if split not in splits:
-        raise ValueError(f"{dataset} has no {split} split: it has {', '.join(splits)}.")
-    photos = splits[split]
-    references = dict(zip(photos["image_id"], photos["captions"], strict=True))
+    images = load_split(dataset, split, image_column, caption_column)
+    references = dict(zip(images["image_id"], images["captions"], strict=True))
 
     captions: dict[str, dict[str, str]] = {name: {} for name in captioners}
-    figures = {}
+    figures: dict[str, dict[str, Any]] = {}
+    torch_metrics: tuple[str, dict[str, Metric]] | None = None
     for name, (megabytes, caption_of) in captioners.items():  # one after the other: their threads must not compete
         times = []
-        for row in tqdm(photos, desc=name, unit="photo"):
+        for row in tqdm(images, desc=name, unit="image"):
             start = time.perf_counter()
             captions[name][row["image_id"]] = caption_of(row["image"])
             times.append(time.perf_counter() - start)
         figures[name] = {"megabytes": megabytes, "milliseconds": 1000 * median(times)}
-        figures[name] |= score_captions(captions[name], references)
         if checkpoint is not None:
             same = [caption == captions["torch"][image_id] for image_id, caption in captions[name].items()]
             figures[name]["as_torch"] = 100 * sum(same) / len(same)
+        metrics = caption_metrics(captions[name], references)
+        figures[name] |= figures_of(metrics, captions[name], references, torch_metrics)
+        if name == "torch":
+            torch_metrics = name, metrics
     return figures
 
 

@@ -596,13 +596,21 @@ def test_evaluation_script(export: Callable[[str], Path], tmp_path: Path, monkey
     arguments = [exported / "onnx", "--dataset", dataset, "--checkpoint", exported / "checkpoint"]
     code, out, _ = run(EVALUATE, *arguments, "--precision", "float32", "int8")
     assert code == 0
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines()]
+    table, *reports = out.split("\n\n")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     header, figures = rows[0], {row[0]: dict(zip(rows[0][1:], row[1:], strict=True)) for row in rows[2:]}
     assert {"megabytes", "milliseconds", "bleu_4", "cider", "as_torch"} < set(header)
     assert list(figures) == ["torch", "float32", "int8"]
     assert figures["torch"]["as_torch"] == figures["float32"]["as_torch"] == "100.0"
     assert figures["torch"]["cider"] == figures["float32"]["cider"]
     assert 3 * float(figures["int8"]["megabytes"]) < float(figures["float32"]["megabytes"])
+    assert [report.splitlines()[0] for report in reports] == [
+        "torch: 2 images, 95 % bootstrap intervals",
+        "float32: 2 images, 95 % bootstrap intervals, differences to torch",
+        "int8: 2 images, 95 % bootstrap intervals, differences to torch",
+    ]
+    assert all(f"\ncider    {figures['torch']['cider']:>6}  [" in report for report in reports[:2])
+    assert "  +0.0 [+0.0, +0.0], equal\n" in reports[1]
 
     for wrong, message in (
         (["--precision=int4"], "does not hold the precision 'int4'"),
