@@ -1,6 +1,8 @@
 """Captioners of other architectures, tiny and random, evaluated like ours."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tiny_flickr import COLOURS, SHAPES, environment, make_folder
+from tiny_flickr import COLOURS, ROOT, SHAPES, environment, make_folder
 from transformers import (
     BertTokenizer,
     BlipConfig,
@@ -28,6 +30,7 @@ from transformers import (
 
 from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
 from showattend.checkpoints import load_captioner
+from showattend.commands import evaluate
 from showattend.evaluation.captioners import load_any_captioner
 from showattend.evaluation.evaluate import evaluate_checkpoint
 from showattend.hub.model_card import add_evaluation
@@ -107,6 +110,25 @@ def test_captions_are_those_of_generate(kind: Callable[[Path], Any], photos: Pat
         sequences = model.generate(pixel_values=inputs["pixel_values"], num_beams=2, max_length=9)
         assert tokenizer().decode(sequences[0], skip_special_tokens=True) == caption
     assert len(set(captions.values())) > 1
+
+
+@pytest.mark.parametrize("kind", [vit_gpt2, blip, git])
+def test_two_processes_measure_what_one_does(kind: Callable[[Path], Any], photos: Path, tmp_path: Path) -> None:
+    """Of seven images one process gets four and the other three, in other batches."""
+    make(kind, tmp_path)
+    one, two = tmp_path / "one", tmp_path / "two"
+    prompt = [] if kind is vit_gpt2 else ["--prompt=a photo of"]
+    shared = [f"--checkpoint={tmp_path}", f"--dataset={photos}", "--batch-size=3", "--max-length=9", *prompt]
+    assert evaluate.main([*shared, f"--output-dir={one}"]) == 0
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    launch += ["--config_file", str(ROOT / "configs" / "accelerate_two_cpu_processes.yaml"), "-m", "showattend"]
+    command = [*launch, "evaluate", *shared, f"--output-dir={two}"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("cider") == 1
+    for name in ("captions.json", "figures.json"):
+        assert (one / name).read_text() == (two / name).read_text()
+    assert len({row["caption"] for row in json.loads((two / "captions.json").read_text())}) > 1
 
 
 @pytest.mark.parametrize("kind", [blip, git])
