@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertTokenizer, Trainer, TrainingArguments
+from transformers import BertTokenizer, TorchAoConfig, Trainer, TrainingArguments
 
 from modeling_showattend import ShowAttendConfig, ShowAttendForConditionalGeneration, ShowAttendProcessor
 from modeling_showattend.modeling_showattend import STATE
@@ -96,6 +96,28 @@ def test_dynamic_quantisation(model: Any, image_features: torch.Tensor, expected
     for smaller in (linear, quantized):
         logits = results(smaller, image_features)["logits"]
         assert 0 < (logits - expected["logits"]).norm() / expected["logits"].norm() < 0.3
+
+
+@pytest.mark.parametrize("on_loading", [False, True])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_int8_by_torchao(
+    model: Any, image_features: torch.Tensor, expected: dict[str, Any], tmp_path: Path, on_loading: bool
+) -> None:
+    torchao = pytest.importorskip("torchao.quantization")
+    names = {"attention.W", "attention.U", "attention.A", "init_h", "f_beta", "output_h"}
+    int8 = torchao.Int8WeightOnlyConfig()
+    if on_loading:
+        model.save_pretrained(tmp_path)
+        model = Model.from_pretrained(tmp_path, quantization_config=TorchAoConfig(int8))
+    else:
+        torchao.quantize_(model, int8)
+    weights = {name: model.decoder.get_submodule(name).weight.data for name in names}
+    assert [name for name, weight in weights.items() if type(weight) is torch.Tensor] == []
+    got = results(model, image_features)
+    for name in ("logits", "cached"):
+        assert 0 < (got[name] - expected[name]).norm() / expected[name].norm() < 0.1
+    torch.testing.assert_close(got["cached"], got["logits"])
+    assert got["captions"].shape[0] == len(image_features)
 
 
 @pytest.mark.parametrize("offloaded", ["encoder", "decoder"])
