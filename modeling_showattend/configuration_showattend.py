@@ -3,7 +3,7 @@
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 # Channels of each torchvision ResNet's last feature map, which `encoder_dim` follows.
 ENCODER_DIMS = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048, "resnet152": 2048}
@@ -14,15 +14,21 @@ class ShowAttendConfig(PreTrainedConfig):
     """Configuration of [`ShowAttendForConditionalGeneration`].
 
     Args:
-        encoder_name: The torchvision ResNet that encodes the image: `resnet18`, `34`, `50`, `101` or `152`.
+        encoder_name: The torchvision ResNet that encodes the image: `resnet18`, `34`, `50`, `101` or `152`; by default
+            `resnet50`.
+        backbone_config: Instead, the config of a vision model that encodes the image, or its dict with `model_type`:
+            any that `AutoBackbone` takes (ConvNeXt, Swin, DINOv2, ..., timm's as `TimmBackboneConfig`), or that of a
+            vision transformer (ViT, CLIP's or SigLIP's vision model, ...). The grid is the last of its `out_features`,
+            without class token and registers.
         stride_in_1x1: Where the bottlenecks of ResNet-50 and deeper halve the grid: in the 3x3 convolution (False,
             torchvision's choice) or in the first 1x1 (True, the original ResNet's; Detectron2 has the same option).
             Weights of either kind load into both without an error, and the wrong choice gives worse features.
-        finetune_last_stages: How many of the ResNet's four stages are trained, counted from the last (0: none).
-            Everything before them is frozen. BatchNorm statistics never change, in any stage.
+        finetune_last_stages: How many of the encoder's stages (of a vision transformer: layers) are trained, counted
+            from the last (0: none). Everything else is frozen. BatchNorm statistics never change, in any stage.
         embed_size: Length of a token's embedding.
         attention_dim: Units of the attention's hidden layer.
-        encoder_dim: Channels of the grid features. It follows from `encoder_name` and need not be given.
+        encoder_dim: Channels of the grid features. It follows from the encoder and need not be given; with
+            `backbone_config`, the model sets it.
         decoder_dim: Units of the LSTM.
         dropout: Probability of dropping a unit before the output layer.
         feature_dropout: Probability of dropping a channel of an image's grid, at all positions at once.
@@ -44,14 +50,16 @@ class ShowAttendConfig(PreTrainedConfig):
         eos_token_id: `[SEP]` of the tokenizer, with which every caption ends.
 
     Raises:
-        ValueError: If `encoder_name` or `attention_type` is unknown, `encoder_dim` does not fit, or a number is out of
-            range.
+        ValueError: If `encoder_name`, `attention_type` or the `model_type` of `backbone_config` is unknown, both
+            encoders are given, `encoder_dim` does not fit, or a number is out of range.
     """
 
     model_type = "showattend"
     attribute_map = {"hidden_size": "decoder_dim"}
+    sub_configs = {"backbone_config": AutoConfig}
 
-    encoder_name: str = "resnet50"
+    encoder_name: str | None = None
+    backbone_config: dict | PreTrainedConfig | None = None
     stride_in_1x1: bool = False
     finetune_last_stages: int = 0
     embed_size: int = 300
@@ -75,21 +83,15 @@ class ShowAttendConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, encoder_dim: int | None = None, **kwargs: Any) -> None:
-        if self.encoder_name not in ENCODER_DIMS:
-            raise ValueError(f"encoder_name={self.encoder_name!r} is unknown: it is one of {', '.join(ENCODER_DIMS)}.")
-        self.encoder_dim = ENCODER_DIMS[self.encoder_name]
-        if encoder_dim not in (None, self.encoder_dim):
-            raise ValueError(
-                f"encoder_dim={encoder_dim} does not fit {self.encoder_name}, whose features have {self.encoder_dim} "
-                "channels: leave encoder_dim out."
-            )
+        self.encoder_dim: Any = encoder_dim  # None until the model is made, with a backbone_config
+        if self.backbone_config is not None:
+            self._check_backbone()
+        else:
+            self._check_resnet()
         if self.attention_type not in ("soft", "hard"):
             raise ValueError(f"attention_type={self.attention_type!r} is unknown: it is soft or hard.")
         if self.likeliest_position and self.attention_type == "soft":
             raise ValueError("likeliest_position=True needs attention_type='hard': soft attention has no position.")
-        if self.finetune_last_stages not in range(5):
-            stages = self.finetune_last_stages
-            raise ValueError(f"finetune_last_stages={stages} is not one of 0 (none) to 4 (all stages).")
         for name in ("embed_size", "attention_dim", "decoder_dim", "vocab_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
@@ -116,6 +118,39 @@ class ShowAttendConfig(PreTrainedConfig):
             }
         }
         super().__post_init__(**kwargs)
+
+    def _check_resnet(self) -> None:
+        self.encoder_name = self.encoder_name or "resnet50"
+        if self.encoder_name not in ENCODER_DIMS:
+            raise ValueError(f"encoder_name={self.encoder_name!r} is unknown: it is one of {', '.join(ENCODER_DIMS)}.")
+        channels = ENCODER_DIMS[self.encoder_name]
+        if self.encoder_dim not in (None, channels):
+            raise ValueError(
+                f"encoder_dim={self.encoder_dim} does not fit {self.encoder_name}, whose features have {channels} "
+                "channels: leave encoder_dim out."
+            )
+        self.encoder_dim = channels
+        if self.finetune_last_stages not in range(5):
+            stages = self.finetune_last_stages
+            raise ValueError(f"finetune_last_stages={stages} is not one of 0 (none) to 4 (all stages).")
+
+    def _check_backbone(self) -> None:
+        if self.encoder_name is not None:
+            raise ValueError(f"encoder_name={self.encoder_name!r} and backbone_config are two encoders: give one.")
+        if self.stride_in_1x1:
+            raise ValueError(
+                "stride_in_1x1=True is for the ResNets of encoder_name: leave it out with backbone_config."
+            )
+        if self.finetune_last_stages < 0:
+            raise ValueError(f"finetune_last_stages={self.finetune_last_stages} must not be negative.")
+        if isinstance(self.backbone_config, dict):
+            settings = dict(self.backbone_config)
+            model_type = settings.pop("model_type", None)
+            if model_type not in CONFIG_MAPPING:
+                raise ValueError(
+                    f"backbone_config has the model_type {model_type!r}, which this version of transformers lacks."
+                )
+            self.backbone_config = AutoConfig.for_model(model_type, **settings)
 
     @property
     def num_hidden_layers(self) -> int:

@@ -1,6 +1,6 @@
 """Show, Attend and Tell (Xu et al., 2015, https://arxiv.org/abs/1502.03044) as a transformers model.
 
-In the order of the data: a ResNet turns an image into a grid of features, additive attention reads the grid before
+In the order of the data: an encoder turns an image into a grid of features, additive attention reads the grid before
 every token, and an LSTM cell generates the caption token by token. The submodules carry the names of the write-up that
 this project follows (`U`, `W`, `A`, `init_h`, `lstm_cell`, `fcn`), so its checkpoints fit key by key.
 """
@@ -13,7 +13,15 @@ import torch
 import torchvision
 from torch import nn
 from torch.nn import functional as F
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import (
+    MODEL_FOR_BACKBONE_MAPPING,
+    MODEL_MAPPING,
+    AutoBackbone,
+    AutoModel,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+)
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.utils import can_return_tuple, has_file
@@ -32,38 +40,70 @@ BASELINE_DECAY = 0.9
 
 
 class ShowAttendEncoder(nn.Module):
-    """A torchvision ResNet without its pooling and classifier: images in, a grid of features out."""
+    """Images in, a grid of features out: a torchvision ResNet up to its last stage, or the model of `backbone_config`.
+
+    Raises:
+        ValueError: If `backbone_config` is of a model without feature maps, or has other channels than `encoder_dim` or
+            fewer stages than `finetune_last_stages`.
+    """
 
     main_input_name = "pixel_values"
 
     def __init__(self, config: ShowAttendConfig) -> None:
         super().__init__()
         self.config = config
-        resnet = torchvision.models.get_model(config.encoder_name, weights=None)
-        if config.stride_in_1x1:
-            for stage in (resnet.layer2, resnet.layer3, resnet.layer4):
-                if isinstance(stage[0], torchvision.models.resnet.Bottleneck):
-                    stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
-        # conv1, bn1, relu, maxpool, then the four stages
-        self.resnet = nn.Sequential(*list(resnet.children())[:-2])
+        if config.backbone_config is None:
+            self.resnet = _resnet(config)
+        else:
+            self.backbone = make_backbone(config.backbone_config)
+            channels = channels_of(self.backbone)
+            if config.encoder_dim not in (None, channels):
+                raise ValueError(
+                    f"encoder_dim={config.encoder_dim} does not fit backbone_config, whose features have {channels} "
+                    "channels: leave encoder_dim out."
+                )
+            config.encoder_dim = channels
+            self._grid_shapes: dict[tuple[int, int], tuple[int, int]] = {}
         self.train(self.training)
 
     @property
-    def frozen(self) -> nn.Sequential:
-        return self.resnet[: len(self.resnet) - self.config.finetune_last_stages]
+    def frozen(self) -> nn.Module:
+        """The layers before the trained stages.
+
+        Raises:
+            ValueError: If these are stages of a `backbone_config`, which runs as a whole.
+        """
+        stages = self.config.finetune_last_stages
+        if self.config.backbone_config is None:
+            return self.resnet[: len(self.resnet) - stages]
+        if stages:
+            raise ValueError(
+                f"`finetune_last_stages` {stages} needs `feature_cache` none: this encoder cannot be cut before its "
+                "trained stages, so no features of it stay the same."
+            )
+        return self.backbone
 
     @property
-    def finetuned(self) -> nn.Sequential:
-        return self.resnet[len(self.resnet) - self.config.finetune_last_stages :]
+    def finetuned(self) -> nn.Sequential | nn.ModuleList:
+        """The trained stages."""
+        number = self.config.finetune_last_stages
+        if self.config.backbone_config is None:
+            return self.resnet[len(self.resnet) - number :]
+        stages = stages_of(self.backbone) if number else nn.ModuleList()
+        if number > len(stages):
+            raise ValueError(f"finetune_last_stages={number} is more than the encoder's {len(stages)} stages.")
+        return stages[len(stages) - number :]
 
     def train(self, mode: bool = True) -> "ShowAttendEncoder":
         """Set the mode and freeze the frozen stages; `from_pretrained` would undo a freeze made in `__init__`.
 
-        BatchNorm always normalises with its stored statistics, even in the stages that are trained.
+        Frozen stages stay in eval mode, without dropout. BatchNorm always normalises with its stored statistics, even
+        in the stages that are trained.
         """
-        super().train(mode)
-        self.frozen.requires_grad_(False)
-        self.finetuned.requires_grad_(True)
+        super().train(False)
+        self.training = mode
+        self.requires_grad_(False)
+        self.finetuned.requires_grad_(True).train(mode)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.training = False
@@ -78,11 +118,14 @@ class ShowAttendEncoder(nn.Module):
         Returns:
             The grid (batch, positions, encoder_dim) if the whole encoder is frozen, else the output of the last
             frozen stage (batch, channels, height, width).
+
+        Raises:
+            ValueError: If stages of a `backbone_config` are trained.
         """
-        if pixel_values.device.type == "cpu" and pixel_values.shape[0] > 1:
-            # On a CPU, channels-last is faster for a batch and slower for a single image.
-            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-        maps = self.frozen(pixel_values)
+        frozen = self.frozen
+        if self.config.backbone_config is not None:
+            return _to_grid(self._backbone_map(pixel_values))
+        maps = frozen(_channels_last(pixel_values))
         return maps if self.config.finetune_last_stages else _to_grid(maps)
 
     def forward(
@@ -103,9 +146,12 @@ class ShowAttendEncoder(nn.Module):
         if pixel_values is not None:
             if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
                 raise ValueError(f"pixel_values must be (batch, 3, height, width), not {tuple(pixel_values.shape)}.")
-            image_features = self.frozen_features(pixel_values.to(dtype))
+            if self.config.backbone_config is None:
+                image_features = self.frozen_features(pixel_values.to(dtype))
+            else:
+                image_features = _to_grid(self._backbone_map(pixel_values.to(dtype)))
         assert image_features is not None
-        if image_features.ndim == 4:
+        if image_features.ndim == 4 and self.config.backbone_config is None:
             # Feature maps come from training, where convolutions are faster with channels last.
             maps = image_features.to(dtype).contiguous(memory_format=torch.channels_last)
             image_features = _to_grid(self.finetuned(maps))
@@ -115,6 +161,51 @@ class ShowAttendEncoder(nn.Module):
                 f"not {tuple(image_features.shape)}."
             )
         return BaseModelOutput(last_hidden_state=image_features)
+
+    def _backbone_map(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        features = last_feature_map(self.backbone, _channels_last(pixel_values))
+        if features.ndim != 4 or features.shape[1] != self.config.encoder_dim:
+            shape, kind = tuple(features.shape), self.backbone.config.model_type
+            raise ValueError(
+                f"The {kind} encoder must give maps (batch, {self.config.encoder_dim}, rows, columns), not {shape}."
+            )
+        return features
+
+    def grid_shape(self, height: int, width: int) -> tuple[int, int]:
+        """The rows and columns of the grid for images of a size in pixels.
+
+        Raises:
+            ValueError: If the encoder does not take images of this size.
+        """
+        if self.config.backbone_config is None:
+            return -(-height // 32), -(-width // 32)  # every ResNet halves its input five times
+        if (height, width) not in self._grid_shapes:
+            weights = next(self.parameters())
+            with torch.no_grad():
+                try:
+                    features = self._backbone_map(weights.new_zeros(1, 3, height, width))
+                except (ValueError, RuntimeError) as error:
+                    raise ValueError(f"The encoder does not take images of {height}x{width} pixels: {error}") from error
+            self._grid_shapes[height, width] = features.shape[2], features.shape[3]
+        return self._grid_shapes[height, width]
+
+
+def _resnet(config: ShowAttendConfig) -> nn.Sequential:
+    assert config.encoder_name is not None
+    resnet = torchvision.models.get_model(config.encoder_name, weights=None)
+    if config.stride_in_1x1:
+        for stage in (resnet.layer2, resnet.layer3, resnet.layer4):
+            if isinstance(stage[0], torchvision.models.resnet.Bottleneck):
+                stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+    # conv1, bn1, relu, maxpool, then the four stages
+    return nn.Sequential(*list(resnet.children())[:-2])
+
+
+def _channels_last(pixel_values: torch.Tensor) -> torch.Tensor:
+    """On a CPU, channels-last is faster for a batch and slower for a single image."""
+    if pixel_values.device.type == "cpu" and pixel_values.shape[0] > 1:
+        return pixel_values.contiguous(memory_format=torch.channels_last)
+    return pixel_values
 
 
 def _check_one_given(*images: Any) -> None:
@@ -394,6 +485,66 @@ class _WholeCell:
 
 
 # Everything that depends on transformers' internals (as of 5.4 to 5.24) follows here.
+
+
+def make_backbone(config: Any) -> PreTrainedModel:
+    """The vision model of a config, with random weights.
+
+    `AutoBackbone` gives feature maps. CLIP's, SigLIP's and other plain vision transformers are no backbones in
+    transformers, but their last hidden state holds a grid of patches.
+
+    Raises:
+        ValueError: If it is no vision model, or one without feature maps.
+    """
+    is_backbone = type(config) in MODEL_FOR_BACKBONE_MAPPING
+    if not is_backbone and not (type(config) in MODEL_MAPPING and hasattr(config, "patch_size")):
+        raise ValueError(
+            f"backbone_config is of {config.model_type!r}, which has no feature maps: take a backbone that "
+            "transformers' AutoBackbone loads, or a vision transformer."
+        )
+    # Not in the dtype of the config, which may be that of the weights it came with.
+    model = (AutoBackbone if is_backbone else AutoModel).from_config(config, dtype=torch.get_default_dtype())
+    if model.main_input_name != "pixel_values":
+        raise ValueError(
+            f"backbone_config is of {config.model_type!r}, which reads no images but {model.main_input_name}."
+        )
+    if hasattr(model, "pooler"):
+        model.pooler = None
+    return model
+
+
+def channels_of(backbone: Any) -> int:
+    return backbone.channels[-1] if hasattr(backbone, "channels") else backbone.config.hidden_size
+
+
+def stages_of(backbone: PreTrainedModel) -> nn.ModuleList:
+    """A backbone's stages, or a vision transformer's layers.
+
+    Raises:
+        ValueError: If its class does not name them.
+    """
+    if backbone.config.model_type != "timm_backbone":
+        for name, module in backbone.named_modules():
+            if name.rpartition(".")[2] in ("stages", "layers", "layer") and isinstance(module, nn.ModuleList):
+                return module
+    raise ValueError(f"The stages of a {backbone.config.model_type} are unknown: finetune_last_stages must be 0.")
+
+
+def last_feature_map(backbone: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """(batch, 3, height, width) -> (batch, channels, rows, columns)
+
+    Raises:
+        ValueError: If the images are of another size than a vision transformer's.
+    """
+    outputs = backbone(pixel_values)
+    if "feature_maps" in outputs:
+        return outputs.feature_maps[-1]
+    patch = backbone.config.patch_size
+    sides = zip(pixel_values.shape[-2:], patch if isinstance(patch, list | tuple) else (patch, patch), strict=True)
+    rows, columns = (pixels // side for pixels, side in sides)
+    patches = outputs.last_hidden_state[:, -rows * columns :]  # (batch, positions, channels) without class token
+    return patches.transpose(1, 2).unflatten(2, (rows, columns))
+
 
 # The state's name in `generate` and in outputs: `past_key_values` up to 5.23; later versions warn about it.
 STATE = "cache" if "cache" in Seq2SeqLMOutput.__dataclass_fields__ else "past_key_values"

@@ -7,7 +7,7 @@ from PIL import Image
 
 from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration, generated_attentions
 from modeling_showattend.processing_showattend import ShowAttendProcessor
-from showattend.attention.maps import CELL, words_and_grids
+from showattend.attention.maps import words_and_grids
 from showattend.captioning.generate import caption_scores
 
 MAX_BEAMS, MAX_CAPTIONS = 10, 5
@@ -58,7 +58,7 @@ def describe(
         right, bottom), where the grid lies on the image, in pixels; `size` (width, height).
     """
     pixel_values = processor(images=image, return_tensors="pt").to(model.device)["pixel_values"]
-    rows, columns = (-(-side // CELL) for side in pixel_values.shape[-2:])
+    grid = model.encoder.grid_shape(*pixel_values.shape[-2:])
     encoder_outputs = model.encoder(pixel_values=pixel_values)
     outputs: Any = model.generate(
         encoder_outputs=encoder_outputs,
@@ -70,7 +70,7 @@ def describe(
     captions = []
     scores = caption_scores(model, encoder_outputs, outputs.sequences)
     for sequence, attentions, score in zip(outputs.sequences, generated_attentions(outputs), scores, strict=True):
-        words, grids = words_and_grids(processor, sequence[1:], attentions, rows, columns)
+        words, grids = words_and_grids(processor, sequence[1:], attentions, *grid)
         caption = {"caption": " ".join(words), "score": float(score), "words": words, "grids": grids.tolist()}
         captions.append(caption)
     if generation.get("do_sample"):  # beam search has ranked its captions, by the length penalty

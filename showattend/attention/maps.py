@@ -16,8 +16,6 @@ from modeling_showattend.image_processing_showattend import load_image
 from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration, generated_attentions
 from modeling_showattend.processing_showattend import ShowAttendProcessor
 
-CELL = 32  # side of a grid cell in pixels of the network's input: every ResNet halves its input five times
-
 
 @dataclass(frozen=True, eq=False)
 class AttendedCaption:
@@ -80,10 +78,8 @@ def attend(
     # The first step reads [CLS] and the prompt: (beams, 1, [CLS] and prompt tokens, positions), the same for all beams.
     prompt = outputs.cross_attentions[0][0][0, 0, :-1]  # (prompt tokens, positions)
     attentions = torch.cat([prompt, generated_attentions(outputs)[0]])  # (tokens, positions)
-    height, width = inputs["pixel_values"].shape[-2:]
-    words, grids = words_and_grids(
-        processor, outputs.sequences[0, 1:], attentions, rows=-(-height // CELL), columns=-(-width // CELL)
-    )
+    grid = model.encoder.grid_shape(*inputs["pixel_values"].shape[-2:])
+    words, grids = words_and_grids(processor, outputs.sequences[0, 1:], attentions, *grid)
     box = processor.image_processor.attention_box(*image.size)
     return AttendedCaption(" ".join(words), words, grids, box, image.size)
 
@@ -103,7 +99,7 @@ def words_and_grids(
         processor: Of the model that generated the tokens.
         ids: (tokens,): the caption after `[CLS]`. Special tokens ([SEP], padding, [UNK]) belong to no word.
         attentions: (tokens, rows * columns): where the network looked before each token.
-        rows, columns: Size of the grid: the height and width of `pixel_values` divided by 32, rounded up.
+        rows, columns: Size of the grid, from [`ShowAttendEncoder.grid_shape`].
 
     Returns:
         The words, and their attention as float32 (words, rows, columns); each word's sums to one.

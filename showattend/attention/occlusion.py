@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
 from modeling_showattend.processing_showattend import ShowAttendProcessor
 
-from .maps import CELL, tokens_of_words
+from .maps import tokens_of_words
 
 # Which cells are covered: those that the noun looked at most or least, random ones, and those that another noun of the
 # caption looked at most. OWN is MOST over only the nouns of captions that have another noun, for comparison with OTHER.
@@ -154,7 +155,8 @@ def measure_occlusion(
             owners = torch.tensor([row.image for row in part])
             mask = _mask(part, measured.positions)
             if cover_pixels:
-                occluded = model.encoder(pixel_values=_greyed(pixel_values[owners], mask))[0]
+                cells = mask.unflatten(1, model.encoder.grid_shape(*pixel_values.shape[2:]))
+                occluded = model.encoder(pixel_values=_greyed(pixel_values[owners], cells))[0]
             else:
                 mean = features.mean(dim=1, keepdim=True)[owners]  # (rows, 1, encoder_dim)
                 occluded = torch.where(mask.to(model.device).unsqueeze(-1), mean, features[owners])
@@ -235,16 +237,14 @@ def _mask(rows: Sequence[_Row], positions: int) -> torch.Tensor:
     return torch.from_numpy(mask)
 
 
-def _greyed(pixel_values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _greyed(pixel_values: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
     """The images with the pixels of some cells set to 0, which is ImageNet's mean colour, a grey.
 
     Args:
         pixel_values: (images, 3, height, width).
-        mask: (images, positions).
+        cells: bool (images, rows, columns).
     """
-    height, width = pixel_values.shape[2:]
-    cells = mask.view(len(mask), 1, -(-height // CELL), -(-width // CELL))
-    pixels = cells.repeat_interleave(CELL, dim=2).repeat_interleave(CELL, dim=3)[..., :height, :width]
+    pixels = F.interpolate(cells[:, None].float(), pixel_values.shape[2:]).bool()  # (images, 1, height, width)
     return pixel_values.masked_fill(pixels.to(pixel_values.device), 0)
 
 

@@ -10,7 +10,7 @@ from modeling_showattend.modeling_showattend import ShowAttendForConditionalGene
 from modeling_showattend.processing_showattend import ShowAttendProcessor
 from showattend.generation import generation_config
 
-from .maps import CELL, AttendedCaption, words_and_grids
+from .maps import AttendedCaption, words_and_grids
 
 
 def stream_captions(
@@ -39,8 +39,7 @@ def stream_captions(
         ValueError: If [`generation_config`] or `generate` refuses the settings.
     """
     pixel_values = processor(images=image, return_tensors="pt").to(model.device)["pixel_values"]
-    height, width = pixel_values.shape[-2:]
-    grid = -(-height // CELL), -(-width // CELL)
+    grid = model.encoder.grid_shape(*pixel_values.shape[-2:])
     box = processor.image_processor.attention_box(*image.size)
     with torch.no_grad():
         encoder_outputs = model.encoder(pixel_values=pixel_values)  # once for all steps and captions

@@ -196,8 +196,7 @@ def _settings(model: ShowAttendForConditionalGeneration, processor: ShowAttendPr
     vocabulary = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     if len(vocabulary) != model.config.vocab_size:
         raise ValueError(f"The tokenizer has {len(vocabulary)} tokens, the network {model.config.vocab_size}.")
-    with torch.inference_mode():
-        rows, columns = model.encoder.resnet(torch.zeros(1, 3, height, width)).shape[2:]
+    rows, columns = model.encoder.grid_shape(height, width)
     return {
         "preprocessing": {
             "height": height,

@@ -33,7 +33,8 @@ def pack_checkpoint(checkpoint: str | Path, output_dir: str | Path, **generation
     model, processor = load_captioner(checkpoint)
     model.generation_config = generation_config(model.generation_config, **generation)
     model.config.finetune_last_stages = 0  # only training uses it
-    shrink_stem(model.encoder)
+    if model.config.backbone_config is None:
+        shrink_stem(model.encoder)
     model.half()
     if lost := [name for name, weights in model.state_dict().items() if not weights.isfinite().all()]:
         raise ValueError(f"{checkpoint} has weights outside float16's range in {', '.join(lost[:3])}.")
