@@ -13,7 +13,14 @@ from typing import Any, NoReturn
 
 from showattend import DEFAULT_CHECKPOINT
 
-INSTALL = 'pip install "modeling-showattend[train,app,onnx]"'
+# The extra of pyproject.toml that brings a module; the other libraries come with the package itself.
+EXTRAS = {
+    **dict.fromkeys(("accelerate", "datasets", "evaluate", "matplotlib"), "train"),
+    **dict.fromkeys(("pycocoevalcap", "tensorboard", "yaml"), "train"),
+    "gradio": "app",
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx"),
+    **dict.fromkeys(("pyarrow", "ray"), "ray"),
+}
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -38,7 +45,11 @@ class CommandParser(argparse.ArgumentParser):
         try:
             yield
         except ModuleNotFoundError as error:
-            self.exit(exit_code, f"error: {error.name} is not installed: {INSTALL}\n")
+            module = str(error.name).partition(".")[0]
+            what, which = ".", "modeling-showattend needs it"
+            if extra := EXTRAS.get(module):
+                what, which = f'".[{extra}]"', f"the extra [{extra}] of modeling-showattend brings it"
+            self.exit(exit_code, f"error: {module} is not installed: pip install -e {what} in a clone; {which}\n")
         except OSError as error:
             system = error.filename is not None  # "[Errno 13] Permission denied: 'file'"
             self._fail(exit_code, f"{error.filename}: {error.strerror}" if system else str(error))

@@ -80,10 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = CommandParser("caption", "Caption photos.", epilog=EPILOG)
     try:
         options = parse_options(parser, arguments)
-        from showattend.captioning.command import Failures  # not before: --help need not wait for it
-
-        failed = Failures()
         with parser.reporting(2):
+            from showattend.captioning.command import Failures  # not before: --help need not wait for it
+
+            failed = Failures()
             work = prepare(options, failed)
         code = run(work, options, failed)
     except KeyboardInterrupt:

@@ -24,7 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxscript.optimizer  # torch's exporter needs onnxscript as well
 import torch
+from onnxruntime import InferenceSession
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic
+from onnxruntime.quantization import quantize_static as quantize_statically
+from onnxruntime.quantization.shape_inference import quant_pre_process
 from PIL import Image
 from torch import nn
 
@@ -34,18 +40,6 @@ from showattend.checkpoints import load_captioner, weights_digest
 
 from . import onnx_captioner
 from .onnx_captioner import SETTINGS_FILE, Floats, OnnxCaptioner, preprocess, read_image
-
-try:
-    import onnx
-    import onnxscript.optimizer  # torch's exporter needs onnxscript as well
-    from onnxruntime import InferenceSession
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic
-    from onnxruntime.quantization import quantize_static as quantize_statically
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-except ImportError as missing:
-    raise ImportError(
-        "Exporting needs onnx, onnxscript and onnxruntime: pip install 'modeling-showattend[onnx]'"
-    ) from missing
 
 logger = logging.getLogger(__name__)
 

@@ -44,10 +44,8 @@ _TOKEN = re.compile(
 
 def pycocoevalcap_folder() -> Path:
     """The folder of pycocoevalcap, which has its jars. Raises ImportError if it is not installed."""
-    try:
-        import pycocoevalcap
-    except ImportError as error:
-        raise ImportError("The caption metrics need pycocoevalcap: pip install modeling-showattend[train]") from error
+    import pycocoevalcap
+
     return Path(pycocoevalcap.__path__[0])
 
 

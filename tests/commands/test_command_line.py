@@ -2,6 +2,7 @@
 
 import argparse
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from tiny_flickr import ROOT, environment
 
 from showattend import commands
 from showattend.__main__ import COMMANDS, main
-from showattend.command_line import CommandParser, add_search, given, number, whole_number
+from showattend.command_line import EXTRAS, CommandParser, add_search, given, number, whole_number
 
 HELP = """
 import sys
@@ -26,6 +27,25 @@ for name in COMMANDS:
 """
 
 
+WITHOUT_LIBRARIES = """
+import sys
+from showattend.__main__ import COMMANDS, main
+data = ["--dataset=d", "--output-dir=o"]
+arguments = {
+    "caption": ["x", "--checkpoint=c"], "caption-dataset": ["a", "b", "--checkpoint=c"], "train": data,
+    "evaluate": [*data, "--checkpoint=c"], "app": ["--checkpoint=c"], "visualize-attention": ["x", "--checkpoint=c"],
+    "evaluate-attention": [*data, "--checkpoint=c"], "export-onnx": ["a", "b"], "evaluate-onnx": ["a", "--dataset=d"],
+    "push-to-hub": ["a", "b/c"], "pack-checkpoint": ["a", "b"], "average-checkpoints": ["a", "b", "c", "0.5"],
+    "prune-tokenizer": data, "convert-original": ["a", "b"], "fetch-original-resnet50": ["a"],
+}
+for name in COMMANDS:
+    try:
+        main([name, *arguments[name]])
+    except SystemExit as exit:
+        assert exit.code == 2, name
+"""
+
+
 def test_every_module_is_a_subcommand_and_a_script() -> None:
     modules = {module.name for module in pkgutil.iter_modules(commands.__path__)}
     assert {name.replace("-", "_") for name in COMMANDS} == modules
@@ -37,6 +57,15 @@ def test_help_waits_for_no_heavy_library() -> None:
     done = subprocess.run([sys.executable, "-c", HELP], env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("usage: ") == len(COMMANDS)
+
+
+def test_a_missing_library_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-S", "-c", WITHOUT_LIBRARIES]  # -S: without site-packages
+    done = subprocess.run(command, env=environment(), cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(COMMANDS)
+    assert all(re.match(r"error: \w+ is not installed: pip install -e .* in a clone; ", line) for line in lines)
 
 
 @pytest.mark.parametrize("package", ["showattend", "modeling_showattend"])
@@ -82,7 +111,7 @@ def test_underscores_are_hyphens() -> None:
         (
             ModuleNotFoundError("No module named 'gradio'", name="gradio"),
             2,
-            "error: gradio is not installed: pip install",
+            'error: gradio is not installed: pip install -e ".[app]" in a clone; the extra [app] of ',
         ),
     ],
 )
@@ -94,6 +123,15 @@ def test_errors_are_one_line(error: Exception, exit_code: int, line: str, capsys
     assert stop.value.code == exit_code
     written = capsys.readouterr()
     assert written.out == "" and line in written.err and written.err.count("\n") == 1
+
+
+def test_the_extra_of_every_library_is_known() -> None:
+    extras = re.findall(r"^(\w+) = \[(.*?)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
+    for extra, libraries in extras:
+        if extra in ("train", "app", "onnx", "ray"):
+            for library in re.findall(r'"(\w+)', libraries):
+                assert EXTRAS[{"pyyaml": "yaml"}.get(library, library)] == extra
+    assert {"train", "app", "onnx", "ray"} <= {extra for extra, _ in extras}
 
 
 def test_a_fault_of_ours_keeps_its_traceback() -> None:
