@@ -21,6 +21,7 @@ COMMANDS = {
     "prune-tokenizer": "reduce a tokenizer to the tokens of a dataset",
     "convert-original": "convert a checkpoint of the write-up's code",
     "fetch-original-resnet50": "fetch ImageNet weights of the original ResNet-50",
+    "fetch-efficientnet-lite0": "fetch ImageNet weights of EfficientNet-Lite0",
 }
 
 

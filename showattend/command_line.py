@@ -20,6 +20,7 @@ EXTRAS = {
     "gradio": "app",
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx"),
     **dict.fromkeys(("pyarrow", "ray"), "ray"),
+    "timm": "timm",
 }
 
 

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from modeling_showattend.modeling_showattend import ShowAttendEncoder
 from .images import digest_of, image_bytes
 
 FLIPPED = "-flipped"
+# In a backbone's config, what says where it comes from rather than what it computes.
+NO_FEATURES = {"_name_or_path", "architectures", "dtype", "transformers_version"}
 
 
 def image_digests(images: Dataset) -> list[str]:
@@ -166,6 +169,10 @@ def _digest(encoder: ShowAttendEncoder, image_processor: ShowAttendImageProcesso
     settings = {key: value for key, value in image_processor.to_dict().items() if key != "auto_map"}
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     digest.update(str(encoder.frozen).encode())  # strides are not in the state dict
+    backbone: Any = encoder.config.backbone_config
+    if backbone is not None:
+        known = {key: value for key, value in backbone.to_dict().items() if key not in NO_FEATURES}
+        digest.update(json.dumps(known, sort_keys=True, default=str).encode())
     if dtype != torch.float32:
         digest.update(str(dtype).encode())
     for name, tensor in encoder.frozen.state_dict().items():

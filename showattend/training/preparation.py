@@ -20,6 +20,7 @@ from showattend.checkpoints import load_captioner
 from showattend.data.tokenization import load_tokenizer, prune_tokenizer
 from showattend.metrics import score_captions
 
+from .backbones import load_backbone
 from .encoder_weights import load_encoder_weights
 from .settings import TrainingSettings
 
@@ -101,9 +102,13 @@ def build_model(
     tokenizer: BertTokenizer = load_tokenizer(settings.tokenizer)
     if settings.prune_tokenizer:
         tokenizer = prune_tokenizer(tokenizer, (text for texts in train_set["captions"] for text in texts))
+    encoder: dict[str, Any] = {"encoder_name": settings.encoder_name, "stride_in_1x1": settings.stride_in_1x1}
+    image_processor = ShowAttendImageProcessor()
+    if settings.encoder is not None:
+        backbone, image_processor = load_backbone(settings.encoder)
+        encoder = {"backbone_config": backbone.config}
     config = ShowAttendConfig(
-        encoder_name=settings.encoder_name,
-        stride_in_1x1=settings.stride_in_1x1,
+        **encoder,
         embed_size=settings.embed_size,
         attention_dim=settings.attention_dim,
         decoder_dim=settings.decoder_dim,
@@ -116,9 +121,13 @@ def build_model(
         **regularisers,
     )
     model = ShowAttendForConditionalGeneration(config)
-    load_encoder_weights(model, settings.encoder_weights)
+    if settings.encoder is not None:
+        model.encoder.backbone.load_state_dict(backbone.state_dict())
+        model.encoder.grid_shape(image_processor.size["height"], image_processor.size["width"])  # an error if too small
+    else:
+        load_encoder_weights(model, settings.encoder_weights)
     model.generation_config.max_length = settings.max_length
-    return model, ShowAttendProcessor(ShowAttendImageProcessor(), tokenizer)
+    return model, ShowAttendProcessor(image_processor, tokenizer)
 
 
 def caption_labels(

@@ -74,6 +74,9 @@ class TrainingSettings:
 
     # Model
     init_from: str | None = _setting(None, "Start from this captioner (a folder or Hub id), with its tokenizer.")
+    encoder: str | None = _setting(
+        None, "Pretrained vision model of transformers or timm, instead of a torchvision ResNet: a folder or Hub id."
+    )
     encoder_name: str = _setting("resnet50", "torchvision ResNet: resnet18, 34, 50, 101 or 152.")
     encoder_weights: str = _setting("IMAGENET1K_V1", "Name of torchvision weights, or a file with a state dict.")
     stride_in_1x1: bool = _setting(False, "The weights are of the original ResNet, which strides in the 1x1.")
@@ -154,6 +157,9 @@ class TrainingSettings:
             raise ValueError(f"`min_crop` must lie above 0 and not above 1, not be {self.min_crop}.")
         if self.min_crop < 1 and not self.finetune_last_stages and self.feature_cache == "disk":
             raise ValueError("`min_crop` needs `finetune_last_stages`: the grid of a wholly frozen encoder is not cut.")
+        for name in ("init_from", "encoder_name", "encoder_weights", "stride_in_1x1"):
+            if self.encoder is not None and getattr(self, name) != getattr(TrainingSettings, name):
+                raise ValueError(f"`encoder` and `{name}` name two encoders: leave one out.")
         if self.max_length < 3:
             raise ValueError(f"`max_length` must be at least 3 ([CLS], a token and [SEP]), not {self.max_length}.")
         if self.objective == "self_critical" and self.init_from is None:

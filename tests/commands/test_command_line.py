@@ -37,6 +37,7 @@ arguments = {
     "evaluate-attention": [*data, "--checkpoint=c"], "export-onnx": ["a", "b"], "evaluate-onnx": ["a", "--dataset=d"],
     "push-to-hub": ["a", "b/c"], "pack-checkpoint": ["a", "b"], "average-checkpoints": ["a", "b", "c", "0.5"],
     "prune-tokenizer": data, "convert-original": ["a", "b"], "fetch-original-resnet50": ["a"],
+    "fetch-efficientnet-lite0": ["a"],
 }
 for name in COMMANDS:
     try:
@@ -128,10 +129,10 @@ def test_errors_are_one_line(error: Exception, exit_code: int, line: str, capsys
 def test_the_extra_of_every_library_is_known() -> None:
     extras = re.findall(r"^(\w+) = \[(.*?)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
     for extra, libraries in extras:
-        if extra in ("train", "app", "onnx", "ray"):
+        if extra in ("train", "app", "onnx", "ray", "timm"):
             for library in re.findall(r'"(\w+)', libraries):
                 assert EXTRAS[{"pyyaml": "yaml"}.get(library, library)] == extra
-    assert {"train", "app", "onnx", "ray"} <= {extra for extra, _ in extras}
+    assert {"train", "app", "onnx", "ray", "timm"} <= {extra for extra, _ in extras}
 
 
 def test_a_fault_of_ours_keeps_its_traceback() -> None:
