@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +24,8 @@ EXTRAS = {
     "timm": "timm",
 }
 
+TEXTS = ("--commit-message", "--prefix", "--prompt")  # may be empty; a path that is empty would be the current folder
+
 
 class CommandParser(argparse.ArgumentParser):
     """A parser whose options may be spelt with underscores, and whose errors are one line."""
@@ -35,6 +38,10 @@ class CommandParser(argparse.ArgumentParser):
             re.sub(r"^--[\w-]+", lambda option: option[0].replace("_", "-"), argument)
             for argument in (sys.argv[1:] if args is None else args)
         ]
+        for before, argument in pairwise(["", *hyphenated]):
+            flag, equals, value = argument.partition("=") if argument.startswith("--") else (before, "=", argument)
+            if equals and not value and flag not in TEXTS:
+                self.error("an argument is empty")
         return super().parse_known_args(hyphenated, namespace)
 
     def error(self, message: str) -> NoReturn:

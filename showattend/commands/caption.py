@@ -57,8 +57,6 @@ def parse_options(parser: CommandParser, arguments: Sequence[str] | None) -> arg
     options = parser.parse_args(arguments)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         parser.error("caption runs as a single process: start it without accelerate launch or torchrun")
-    if "" in (*options.names, options.checkpoint, options.output):
-        parser.error("an argument is empty")
     if "-" in options.names and sys.stdin is None:
         parser.error("- takes names from standard input, which is closed")
     if options.resume and not options.output:

@@ -88,10 +88,12 @@ def _rows(path: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _coco_results(path: Path) -> Iterator[tuple[str, Any]]:
+    text = path.read_text(encoding="utf-8-sig")
     try:
-        results = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: invalid JSON ({error.msg}); {EXPECTED}.") from error
+        results = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", 1)
+        raise ValueError(f"{path}, line {line}: invalid JSON ({error}); {EXPECTED}.") from error
     if not isinstance(results, list):
         raise ValueError(f"{path} holds no list; {EXPECTED}.")
     yield from ((f"entry {number}", row) for number, row in enumerate(results, start=1))
@@ -103,8 +105,8 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
             if line.strip():
                 try:
                     yield f"line {number}", json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}, line {number}: invalid JSON ({error.msg}); {EXPECTED}.") from error
+                except (ValueError, RecursionError) as error:
+                    raise ValueError(f"{path}, line {number}: invalid JSON ({error}); {EXPECTED}.") from error
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -113,6 +115,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
         reader = csv.DictReader(file)
         try:
             for row in reader:
+                if any(row.get(None, ())):
+                    raise ValueError(f"{path}, line {reader.line_num}: more cells than columns: quote commas.")
                 yield f"line {reader.line_num}", row
         except csv.Error as error:
             raise ValueError(f"{path}, line {reader.line_num}: {error}; {EXPECTED}.") from error

@@ -83,6 +83,8 @@ def _file_fault(path: str) -> str:
         return NOT_FOUND
     except OSError as error:
         return error.strerror or str(error)
+    except ValueError as error:  # a NUL in the name
+        return str(error)
 
 
 def _fault(file: IO[bytes]) -> str:

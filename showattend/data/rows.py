@@ -64,6 +64,9 @@ def group_by_image(rows: Iterable[Row], problems: Problems) -> list[CaptionedIma
         if not row.name:
             problems.add("malformed rows", place(*where), "no image is named")
             continue
+        if not all(map(_is_unicode, (row.name, *row.captions))):
+            problems.add("malformed rows", place(*where), f"half a surrogate pair, which is no text, in {row.name!r}")
+            continue
         if not row.captions:
             problems.add("listed images without captions", place(*where), f"{row.name!r} has no caption")
         captions = [text for caption in row.captions if (text := caption.strip())]
@@ -76,6 +79,14 @@ def group_by_image(rows: Iterable[Row], problems: Problems) -> list[CaptionedIma
             image.splits.setdefault(row.split, where)
     _shorten_names(list(images.values()))
     return list(images.values())
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _shorten_names(images: Sequence[CaptionedImage]) -> None:

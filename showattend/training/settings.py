@@ -255,7 +255,7 @@ def _set_defaults(parser: CommandParser, path: Path) -> None:
     if unknown := values.keys() - known:
         raise ValueError(f"{path} holds unknown settings: {', '.join(sorted(unknown))}.")
     try:
-        parser.parse_known_args(["--dataset=", "--output-dir="])
+        parser.parse_known_args(["--dataset=d", "--output-dir=o"])
     except ValueError as error:
         raise ValueError(f"{path}: {error}.") from error
 

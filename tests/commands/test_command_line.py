@@ -99,6 +99,15 @@ def test_underscores_are_hyphens() -> None:
     assert (options.prefix, options.names) == ("a_b", ["c_d.jpg"])
 
 
+@pytest.mark.parametrize("argument", [["--captions="], ["--captions", ""], ["--dataset", ""], ["--output_dir="]])
+def test_an_empty_argument_is_refused(argument: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """As of a shell's variable that is not set: it would stand for the current folder."""
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "--dataset=d", "--output-dir=o", *argument])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: an argument is empty\n"
+
+
 @pytest.mark.parametrize(
     ("error", "exit_code", "line"),
     [

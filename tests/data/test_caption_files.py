@@ -78,6 +78,10 @@ def test_a_name_is_never_guessed(tmp_path: Path) -> None:
         ("a.jsonl", '{"path": "dog.jpg", "caption": 3}\n', r"a\.jsonl, line 1: "),
         ("a.csv", "image,text\ndog.jpg,a dog\n", r"a\.csv, line 2: .*expected"),
         ("a.csv", "path,caption\ndog.jpg,a dog\ndog.jpg\n", r"a\.csv, line 3: "),
+        ("a.csv", "path,caption\ndog.jpg,a dog, running\n", r"a\.csv, line 2: more cells than columns"),
+        ("a.json", "[" * 100_000, r"a\.json, line 1: invalid JSON \(maximum recursion"),
+        ("a.jsonl", "[" * 100_000, r"a\.jsonl, line 1: invalid JSON \(maximum recursion"),
+        ("a.jsonl", f'{{"image_id": {"9" * 5000}}}', r"a\.jsonl, line 1: invalid JSON"),
     ],
 )
 def test_faults_name_the_row(name: str, content: Any, message: str, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -156,6 +157,42 @@ def test_an_unknown_layout_is_described(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.jpg", "label": "x"}\n')
     with pytest.raises(ValueError, match=r"metadata\.jsonl has no columns of images and captions: expected file_name"):
         load_captions(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["captions.txt", "metadata.jsonl", "Flickr8k.token.txt"])
+def test_a_list_in_utf16_is_named(tmp_path: Path, name: str) -> None:
+    layouts.write_images(tmp_path)
+    text = '{"file_name": "red_circle.jpg", "text": "a"}\n' if "json" in name else "image,caption\nred_circle.jpg,a\n"
+    (tmp_path / name).write_bytes(text.encode("utf-16"))
+    with pytest.raises(ValueError, match=rf"{name} is in UTF-16: save it as UTF-8"):
+        load_captions(tmp_path)
+    with pytest.raises(ValueError, match=rf"{name} is in UTF-16: save it as UTF-8"):
+        load_captions(tmp_path / name)
+
+
+def test_what_is_beside_the_list_does_not_matter(tmp_path: Path) -> None:
+    layouts.kaggle(tmp_path)
+    expected = captions_by_split(load_captions(tmp_path))
+    (tmp_path / "notes.txt").write_bytes("Notizen".encode("utf-16"))
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+    os.mkfifo(tmp_path / "pipe.csv")
+    assert captions_by_split(load_captions(tmp_path)) == expected
+
+
+def test_names_and_captions_that_no_file_can_hold(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    layouts.write_images(tmp_path)
+    rows = [{"file_name": "red_circle.jpg", "text": "kept"}, {"file_name": "green_circle.jpg", "text": "half \ud83d"}]
+    rows += [{"file_name": "blue_\udcff.jpg", "text": "of a name"}, {"file_name": "nul\0.jpg", "text": "of a name"}]
+    lines = [*map(json.dumps, rows), "[" * 100_000]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    assert [row["captions"] for row in load_captions(tmp_path)["train"]] == [["kept"]]
+    assert sorted(problems(caplog)) == [
+        "metadata.jsonl, row 2: half a surrogate pair, which is no text, in 'green_circle.jpg'",
+        "metadata.jsonl, row 3: half a surrogate pair, which is no text, in 'blue_\\udcff.jpg'",
+        "metadata.jsonl, row 4: photo 'nul\\x00.jpg': embedded null byte",
+        f"metadata.jsonl, row 5: expected JSON, got {'[' * 80!r}",
+    ]
 
 
 def test_cells_with_line_breaks_and_lists(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

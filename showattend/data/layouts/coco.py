@@ -14,7 +14,7 @@ def read(path: Path, split: str | None, problems: Problems) -> Iterator[Row]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         images, annotations = list(content["images"]), list(content["annotations"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} must be JSON, an object with lists `images` and `annotations` ({error!r})") from error
     names: dict[int | str, tuple[int, str]] = {}
     for number, image in enumerate(images):

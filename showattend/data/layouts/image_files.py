@@ -20,7 +20,7 @@ class ImageFiles:
     def __init__(self, folder: Path, *inner: str) -> None:
         names = [*inner, *FOLDERS, "."]
         self.folders = [str(folder / name) for name in dict.fromkeys(names) if (folder / name).is_dir()]
-        others = [entry.path for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
+        others = [entry.path for entry in os.scandir(folder) if is_folder(entry) and not entry.name.startswith(".")]
         if len(others) == 1:
             self.folders += others
         self._found: dict[tuple[str, ...], str] = {}
@@ -34,3 +34,11 @@ class ImageFiles:
     def _search(self, names: tuple[str, ...]) -> str:
         paths = [os.path.join(folder, name) for folder in self.folders for name in names]  # noqa: PTH118 (its speed)
         return next(filter(os.path.isfile, paths), paths[0])
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """As `entry.is_dir()`, but False for a link to itself."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False

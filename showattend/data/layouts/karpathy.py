@@ -16,7 +16,7 @@ def read(path: Path, problems: Problems) -> Iterator[Row]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=_without_tokens)
         images = list(content["images"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} must be JSON, an object with a list `images` ({error!r})") from error
     files = ImageFiles(path.parent)
     for number, image in enumerate(images, start=1):

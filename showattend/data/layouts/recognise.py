@@ -9,10 +9,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from ..problems import Problems
 from ..splits import SPLIT_NAMES
 from . import coco, table, token_file
-from .text import lines
+from .image_files import is_folder
+from .text import first_line
 
 # In order of preference, if a folder has several.
 KARPATHY, TABLE, TOKEN_FILE, COCO = "karpathy", "table", "token_file", "coco"
@@ -59,15 +59,15 @@ def find_lists(folder: Path, names: table.Names) -> list[ListFile]:
         found = [found for path in files if (found := recognise(path, folder, names))]
         if found:
             return _one_dataset(folder, found)
-        level = [Path(entry.path) for entry in entries if entry.is_dir()]
+        level = [Path(entry.path) for entry in entries if is_folder(entry)]
     return []
 
 
 def recognise(path: Path, folder: Path, names: table.Names) -> ListFile | None:
     """A file's layout, or None if it lists no captions."""
     label = path.relative_to(folder).as_posix()
-    kind = NAMES.get(path.name) or _kind(path, names)
-    if kind is None or not path.is_file():
+    kind = path.is_file() and (NAMES.get(path.name) or _kind(path, names))  # a pipe's reader would wait for ever
+    if not kind:
         return None
     split = SPLIT.search(label.lower())
     return ListFile(path, label if path.stem == "metadata" else path.name, kind, split[1] if split else None)
@@ -96,10 +96,8 @@ def _kind(path: Path, names: table.Names) -> str | None:
     suffix = path.suffix.lower()
     if suffix == ".json":
         return _json_kind(path, names)
-    if suffix in (".txt", ".token"):
-        _, line = next(lines(path, Problems()), (1, ""))
-        if token_file.ROW.fullmatch(line):
-            return TOKEN_FILE
+    if suffix in (".txt", ".token") and token_file.ROW.fullmatch(first_line(path)):
+        return TOKEN_FILE
     return TABLE if suffix in SUFFIXES and table.columns_of(path, names) else None
 
 

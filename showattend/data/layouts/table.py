@@ -15,7 +15,7 @@ from ..problems import Problems
 from ..rows import Row, place
 from .columns import CAPTION_COLUMNS, IMAGE_COLUMNS, Columns, find_columns, texts_of
 from .image_files import ImageFiles
-from .text import lines
+from .text import first_line, lines
 
 CSV_SUFFIXES = (".csv", ".tsv", ".txt")
 JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
@@ -29,8 +29,7 @@ def columns_of(path: Path, names: Names) -> Columns | None:
     """The columns of a file's header or first object, or None if it is no table of captions."""
     try:
         if path.suffix in CSV_SUFFIXES:
-            _, line = next(lines(path, Problems()), (1, ""))
-            return find_columns(_header(line), *names)
+            return find_columns(_header(first_line(path)), *names)
         rows: Iterator[tuple[int, Any]] = _objects(path, Problems())
         first = next((row for _, row in rows if isinstance(row, dict)), {})
         return find_columns(first, *names)
@@ -132,19 +131,19 @@ def _objects(path: Path, problems: Problems, label: str = "") -> Iterator[tuple[
     if path.suffix not in JSON_LINES_SUFFIXES:
         try:
             yield from enumerate(json.loads(path.read_text(encoding="utf-8-sig")), start=1)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON ({error})") from error
         return
     for number, line in lines(path, problems, label):
         try:
             yield number, json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             problems.add("malformed rows", place(label, number), f"expected JSON, got {line[:80]!r}")
 
 
 def _no_columns(path: Path, names: Names) -> str:
+    number, line = next(lines(path, Problems()), (1, ""))
     if path.suffix in CSV_SUFFIXES:
-        number, line = next(lines(path, Problems()), (1, ""))
         expected = ",".join(name or usual for name, usual in zip(names, ("image", "caption"), strict=True))
         return f"{path}, row {number}: expected the header {expected}, got {line[:80]!r}"
     image, caption = names
