@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel, TimmBackboneConfig
+from transformers.utils import cached_file
 
 from modeling_showattend.image_processing_showattend import ShowAttendImageProcessor
 from modeling_showattend.modeling_showattend import make_backbone
@@ -43,7 +44,7 @@ def load_backbone(source: str) -> tuple[PreTrainedModel, ShowAttendImageProcesso
     is_timms = config.model_type == "timm_wrapper"
     backbone = make_backbone(TimmBackboneConfig(backbone=config.architecture) if is_timms else config)
     try:
-        state = _timm_weights(source) if is_timms else _weights(source, backbone)
+        state = _timm_weights(source, config.architecture) if is_timms else _weights(source, backbone)
         backbone.load_state_dict(state)
     except DAMAGED as error:
         raise _unreadable(source, error) from error
@@ -67,11 +68,13 @@ def _weights(source: str, backbone: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {name: weights for name, weights in pretrained.state_dict().items() if name in state}
 
 
-def _timm_weights(source: str) -> dict[str, torch.Tensor]:
+def _timm_weights(source: str, architecture: str) -> dict[str, torch.Tensor]:
     import timm
 
-    scheme = "local-dir" if Path(source).is_dir() else "hf-hub"
-    network = timm.create_model(f"{scheme}:{source}", pretrained=True, features_only=True, out_indices=(-1,))
+    file = cached_file(source, "model.safetensors")
+    network = timm.create_model(
+        architecture, pretrained=True, pretrained_cfg_overlay={"file": file}, features_only=True, out_indices=(-1,)
+    )
     return {f"_backbone.{name}": weights for name, weights in network.state_dict().items()}
 
 
