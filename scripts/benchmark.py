@@ -34,8 +34,8 @@ from typing import Any
 
 import torch
 
-from modeling_showattend import ShowAttendConfig, ShowAttendForConditionalGeneration
-from modeling_showattend.image_processing_showattend import ShowAttendImageProcessor, load_image
+from modeling_showattend import ShowAttendConfig, ShowAttendForConditionalGeneration, ShowAttendImageProcessor
+from modeling_showattend.image_processing_showattend import load_image
 from showattend import DEFAULT_CHECKPOINT
 from showattend.captioning.inputs import image_suffixes, list_files
 from showattend.captioning.loading import load

@@ -12,8 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoProcessor
 from transformers.utils import cached_file
 
-from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
-from modeling_showattend.processing_showattend import ShowAttendProcessor
+from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
 
 # What `from_pretrained` raises on damaged folders, found by truncating files and replacing values. AssertionError and
 # the like are bugs and pass through.
@@ -42,11 +41,10 @@ def loading(checkpoint: str | Path) -> Iterator[None]:
 def load_captioner(
     checkpoint: str | Path, dtype: torch.dtype = torch.float32, **config: Any
 ) -> tuple[ShowAttendForConditionalGeneration, ShowAttendProcessor]:
-    """Load a model and its processor with this package's code; code in the folder is never run.
+    """Load a model in eval mode and its processor with this package's code; code in the folder is never run.
 
     Args:
         checkpoint: A folder that `save_pretrained` wrote, or a Hub id.
-        dtype: The dtype of weights and activations.
         config: Fields of the model's config to override.
 
     Raises:

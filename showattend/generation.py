@@ -7,15 +7,11 @@ from transformers import GenerationConfig
 
 
 def generation_config(defaults: GenerationConfig, **changes: Any) -> GenerationConfig:
-    """Apply changes to a checkpoint's generation config.
+    """A copy of a checkpoint's generation config with changes.
 
     Args:
-        defaults: The checkpoint's `model.generation_config`; it is not modified.
         changes: Fields of `GenerationConfig`; None keeps the checkpoint's value. If `num_beams` is not given,
             sampling uses 1, and beam search at least `num_return_sequences`.
-
-    Returns:
-        A config for `model.generate(..., generation_config=config)`.
 
     Raises:
         ValueError: If a field is unknown or out of range, or two contradict each other.

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration, generated_attentions
-from modeling_showattend.processing_showattend import ShowAttendProcessor
-from showattend.attention.maps import words_and_grids
+from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
+from modeling_showattend.modeling_showattend import generated_attentions
+from showattend.attention.maps import attended_caption
 from showattend.captioning.generate import caption_scores
 
 MAX_BEAMS, MAX_CAPTIONS = 10, 5
@@ -15,11 +15,7 @@ LOW_TEMPERATURE, HIGH_TEMPERATURE = 0.1, 2.0
 
 
 def check_settings(num_beams: int, num_captions: int, do_sample: bool, temperature: float) -> dict[str, Any]:
-    """Turn a request's settings into those of `generate`.
-
-    Raises:
-        ValueError: If one is out of its bounds, or they contradict each other.
-    """
+    """Turn a request's settings into those of `generate`; ValueError if they are out of bounds or contradictory."""
     _check("num_beams", num_beams, 1, MAX_BEAMS, int)
     _check("num_captions", num_captions, 1, MAX_CAPTIONS, int)
     _check("temperature", temperature, LOW_TEMPERATURE, HIGH_TEMPERATURE, (int, float))
@@ -47,8 +43,6 @@ def describe(
     """Caption an image.
 
     Args:
-        model: In eval mode, on any device.
-        processor: The model's.
         image: Upright and RGB.
         generation: Passed to `generate`.
 
@@ -70,10 +64,9 @@ def describe(
     captions = []
     scores = caption_scores(model, encoder_outputs, outputs.sequences)
     for sequence, attentions, score in zip(outputs.sequences, generated_attentions(outputs), scores, strict=True):
-        words, grids = words_and_grids(processor, sequence[1:], attentions, *grid)
-        caption = {"caption": " ".join(words), "score": float(score), "words": words, "grids": grids.tolist()}
-        captions.append(caption)
+        attended = attended_caption(processor, image.size, grid, sequence[1:], attentions)
+        of_words = {"words": attended.words, "grids": attended.grids.tolist()}
+        captions.append({"caption": attended.caption, "score": float(score), **of_words})
     if generation.get("do_sample"):  # beam search has ranked its captions, by the length penalty
         captions.sort(key=lambda caption: -caption["score"])
-    box = processor.image_processor.attention_box(*image.size)
-    return {"captions": captions, "box": list(box), "size": list(image.size)}
+    return {"captions": captions, "box": list(attended.box), "size": list(image.size)}

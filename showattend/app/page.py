@@ -6,8 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
-from modeling_showattend.processing_showattend import ShowAttendProcessor
+from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
 from showattend.attention.streaming import stream_captions
 
 from .api import check_settings, describe
@@ -69,13 +68,6 @@ def build_page(
         except (OSError, ValueError) as error:
             raise gr.Error(str(error), print_exception=False) from error
 
-    def show_controls(search: str) -> tuple[gr.Slider, gr.Slider, gr.Slider]:
-        return (
-            gr.Slider(visible=search == BEAMS),
-            gr.Slider(visible=search == SAMPLES),
-            gr.Slider(visible=search != GREEDY),
-        )
-
     page = gr.Blocks(
         title="Show, Attend and Tell", analytics_enabled=False, delete_cache=(UPLOADS_CHECKED, UPLOADS_KEPT)
     )
@@ -103,13 +95,7 @@ def build_page(
             with gr.Row():
                 another = gr.Button("Another photo", variant="primary", min_width=130)
                 again = gr.Button("Caption again", min_width=130)
-        with gr.Accordion("How it chooses its words", open=False, elem_id="controls"):
-            search = gr.Radio([GREEDY, BEAMS, SAMPLES], value=GREEDY, label="Search", show_label=False, container=False)
-            num_beams = gr.Slider(2, 10, value=3, step=1, label="Beams", visible=False)
-            temperature = gr.Slider(
-                0.1, 2, value=1, step=0.1, label="Temperature", info="Higher: more surprising", visible=False
-            )
-            num_captions = gr.Slider(1, 5, value=3, step=1, label="Captions to compare", visible=False)
+        controls = _controls()
         gr.HTML(
             "<p>Your photo goes to the computer that serves this page, nowhere else, and is deleted there within "
             f"{(UPLOADS_KEPT + UPLOADS_CHECKED) // 60} minutes.</p>",
@@ -119,7 +105,7 @@ def build_page(
         shown = gr.on(
             [image_input.change, again.click],
             show_captions,
-            [image_input, search, num_beams, temperature, num_captions],
+            [image_input, *controls],
             [error_view, failed, choosing, captioned, image_view, captions_view],
             preprocess=False,  # gr.Image would decode the upload, whatever its size
             show_progress="minimal",
@@ -137,8 +123,24 @@ def build_page(
         examples_view.click(take_example, None, image_input, api_visibility="private")
         another.click(remove_image, None, [image_input, choosing, captioned], api_visibility="private")
         gr.api(caption, api_name="caption", concurrency_limit=1, concurrency_id="caption")
-        search.change(show_controls, search, [num_beams, temperature, num_captions], api_visibility="private")
     return page.queue(max_size=MAX_WAITING)
+
+
+def _controls() -> list[gr.Component]:
+    """The inputs of [`generation_settings`]; only those of the chosen search are visible."""
+
+    def show(search: str) -> list[gr.Slider]:
+        return [gr.Slider(visible=visible) for visible in (search == BEAMS, search == SAMPLES, search != GREEDY)]
+
+    with gr.Accordion("How it chooses its words", open=False, elem_id="controls"):
+        search = gr.Radio([GREEDY, BEAMS, SAMPLES], value=GREEDY, label="Search", show_label=False, container=False)
+        sliders = [
+            gr.Slider(2, 10, value=3, step=1, label="Beams", visible=False),
+            gr.Slider(0.1, 2, value=1, step=0.1, label="Temperature", info="Higher: more surprising", visible=False),
+            gr.Slider(1, 5, value=3, step=1, label="Captions to compare", visible=False),
+        ]
+    search.change(show, search, sliders, api_visibility="private")
+    return [search, *sliders]
 
 
 def generation_settings(search: str, num_beams: float, temperature: float, num_captions: float) -> dict[str, Any]:

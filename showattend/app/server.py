@@ -15,8 +15,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
-from modeling_showattend.processing_showattend import ShowAttendProcessor
+from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
 
 from .page import build_page, look
 from .uploads import MAX_BYTES
@@ -33,11 +32,8 @@ def serving(
     """Serve the page until the block ends, and yield its URL. Uploads go to a temporary folder.
 
     Args:
-        model: In eval mode, on any device.
-        processor: The model's.
         examples: Images to choose from.
         host: 127.0.0.1 is reachable from this machine alone, 0.0.0.0 from wherever the network allows.
-        port: The port to listen on.
 
     Raises:
         OSError: If the port is taken, or there is no such address or port.

@@ -14,11 +14,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")  # none that run
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Read an uploaded image, upright and RGB.
-
-    Raises:
-        OSError: If it is no image, is damaged, has too many pixels or has been deleted. The message names no path.
-    """
+    """Read an uploaded image, upright and RGB; the message of an OSError is for its owner and names no path."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is stricter
         try:

@@ -31,17 +31,16 @@ def draw_attention(image: Image.Image, attended: AttendedCaption, path: str | Pa
     Args:
         image: Upright, as [`load_image`] returns it.
         attended: What [`attend`] returned for it.
-        path: The file to write; its suffix is one of `FORMATS`.
 
     Raises:
-        ValueError: If the suffix is another one.
+        ValueError: If the suffix of `path` is none of `FORMATS`.
         OSError: If the file cannot be written.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in FORMATS:
+    draw = {".png": _png, ".svg": _svg, ".gif": _gif}.get(path.suffix.lower())
+    if draw is None:
         raise ValueError(f"{path} must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
-    figure = {".png": _png, ".svg": _svg, ".gif": _gif}[suffix](image, attended)
+    figure = draw(image, attended)
     try:
         path.write_bytes(figure)
     except OSError as error:
@@ -67,12 +66,7 @@ def lights(attended: AttendedCaption, width: int, height: int) -> np.ndarray:
 
 
 def lit(image: Image.Image, light: np.ndarray) -> Image.Image:
-    """The image, dim and grey where the light is 0, in warm colours where it is 1.
-
-    Args:
-        image: Of any mode.
-        light: (height, width), as [`lights`] returns it for a word.
-    """
+    """The image, dim and grey where the light (height, width) of a word is 0, in warm colours where it is 1."""
     share = light[..., None]
     grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
     warm = 0.8 * np.asarray(image.convert("RGB"), dtype=np.float32) + 0.35 * np.array(AMBER, dtype=np.float32)

@@ -1,8 +1,4 @@
-"""Where the captioner looked: for every word of a caption, a map of its attention over the image.
-
-`attend` captions an image and returns words and maps together. Its two steps can be called alone: `words_and_grids`
-merges tokens into words and averages their attention, `image_maps` upsamples such attention to the image's pixels.
-"""
+"""Where the captioner looked: for every word of a caption, a map of its attention over the image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
 from modeling_showattend.image_processing_showattend import load_image
-from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration, generated_attentions
-from modeling_showattend.processing_showattend import ShowAttendProcessor
+from modeling_showattend.modeling_showattend import generated_attentions
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +56,6 @@ def attend(
     """Caption an image and return where the network looked before each word.
 
     Args:
-        model: In eval mode, on any device.
-        processor: The model's.
         image: Anything that [`load_image`] reads.
         text: The beginning of the caption. Its words have maps too: where the network looked before reading them.
         generation: Passed to `generate`. With beam search, the attention is that of the winning beam.
@@ -79,9 +73,19 @@ def attend(
     prompt = outputs.cross_attentions[0][0][0, 0, :-1]  # (prompt tokens, positions)
     attentions = torch.cat([prompt, generated_attentions(outputs)[0]])  # (tokens, positions)
     grid = model.encoder.grid_shape(*inputs["pixel_values"].shape[-2:])
-    words, grids = words_and_grids(processor, outputs.sequences[0, 1:], attentions, *grid)
-    box = processor.image_processor.attention_box(*image.size)
-    return AttendedCaption(" ".join(words), words, grids, box, image.size)
+    return attended_caption(processor, image.size, grid, outputs.sequences[0, 1:], attentions)
+
+
+def attended_caption(
+    processor: ShowAttendProcessor,
+    size: tuple[int, int],
+    grid: tuple[int, int],
+    ids: torch.Tensor,
+    attentions: torch.Tensor,
+) -> AttendedCaption:
+    """A caption from its tokens; `size` is the upright image's, and the rest is as in [`words_and_grids`]."""
+    words, grids = words_and_grids(processor, ids, attentions, *grid)
+    return AttendedCaption(" ".join(words), words, grids, processor.image_processor.attention_box(*size), size)
 
 
 def words_and_grids(
@@ -93,10 +97,7 @@ def words_and_grids(
 ) -> tuple[list[str], np.ndarray]:
     """Merge tokens into the words that `processor.decode` writes, and average the attention of each word's tokens.
 
-    Call this with the tokens so far to show a caption while it is generated: its last word may still change.
-
     Args:
-        processor: Of the model that generated the tokens.
         ids: (tokens,): the caption after `[CLS]`. Special tokens ([SEP], padding, [UNK]) belong to no word.
         attentions: (tokens, rows * columns): where the network looked before each token.
         rows, columns: Size of the grid, from [`ShowAttendEncoder.grid_shape`].

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
-from modeling_showattend.processing_showattend import ShowAttendProcessor
+from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
 
 from .maps import tokens_of_words
 
@@ -120,17 +119,12 @@ def measure_occlusion(
     """Caption images and measure how far the log probability of each noun falls when cells are covered.
 
     Args:
-        model: In eval mode, on any device.
-        processor: The model's.
         batches: Images in batches, of any kind that the processor reads.
         num_cells: How many cells are covered, each in turn.
         cover_pixels: Grey out the pixels of the cells and encode the image again, which takes far longer. Otherwise the
             features of the cells are replaced by the image's mean feature.
         seed: Of the random cells.
         generation: Passed to `generate`.
-
-    Raises:
-        ValueError: If `num_cells` does not lie between 1 and the number of cells; or from `generate`.
     """
     random = np.random.default_rng(seed)
     measured = Measurement()
@@ -153,7 +147,9 @@ def measure_occlusion(
         for start in range(0, len(rows), 128):
             part = rows[start : start + 128]
             owners = torch.tensor([row.image for row in part])
-            mask = _mask(part, measured.positions)
+            mask = torch.zeros(len(part), measured.positions, dtype=torch.bool)
+            for number, row in enumerate(part):
+                mask[number, row.cells.copy()] = True  # torch takes no reversed array
             if cover_pixels:
                 cells = mask.unflatten(1, model.encoder.grid_shape(*pixel_values.shape[2:]))
                 occluded = model.encoder(pixel_values=_greyed(pixel_values[owners], cells))[0]
@@ -229,21 +225,8 @@ def _teacher_forced(
     return log_probabilities.cpu().numpy(), outputs.cross_attentions[0][:, 0].float().cpu().numpy()
 
 
-def _mask(rows: Sequence[_Row], positions: int) -> torch.Tensor:
-    """True at the covered cells, (rows, positions)."""
-    mask = np.zeros((len(rows), positions), dtype=bool)
-    for number, row in enumerate(rows):
-        mask[number, row.cells] = True
-    return torch.from_numpy(mask)
-
-
 def _greyed(pixel_values: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-    """The images with the pixels of some cells set to 0, which is ImageNet's mean colour, a grey.
-
-    Args:
-        pixel_values: (images, 3, height, width).
-        cells: bool (images, rows, columns).
-    """
+    """The images with the pixels of some cells set to 0, ImageNet's mean colour; `cells`: (images, rows, columns)."""
     pixels = F.interpolate(cells[:, None].float(), pixel_values.shape[2:]).bool()  # (images, 1, height, width)
     return pixel_values.masked_fill(pixels.to(pixel_values.device), 0)
 

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration, generated_attentions
-from modeling_showattend.processing_showattend import ShowAttendProcessor
+from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
+from modeling_showattend.modeling_showattend import generated_attentions
 from showattend.generation import generation_config
 
-from .maps import AttendedCaption, words_and_grids
+from .maps import AttendedCaption, attended_caption
 
 
 def stream_captions(
@@ -26,8 +26,6 @@ def stream_captions(
     may still change: "play", "playing".
 
     Args:
-        model: In eval mode, on any device.
-        processor: The model's.
         image: Upright, as [`load_image`] returns it.
         num_captions: Samples, generated one after another, or beams, the best first. Greedy search has one caption.
         generation: Passed to `generate`: `num_beams`, `do_sample`, `temperature` and so on.
@@ -40,7 +38,6 @@ def stream_captions(
     """
     pixel_values = processor(images=image, return_tensors="pt").to(model.device)["pixel_values"]
     grid = model.encoder.grid_shape(*pixel_values.shape[-2:])
-    box = processor.image_processor.attention_box(*image.size)
     with torch.no_grad():
         encoder_outputs = model.encoder(pixel_values=pixel_values)  # once for all steps and captions
     config = generation_config(
@@ -52,8 +49,7 @@ def stream_captions(
     )
 
     def attended(sequence: torch.Tensor, attentions: torch.Tensor) -> AttendedCaption:
-        words, grids = words_and_grids(processor, sequence[1:], attentions, *grid)
-        return AttendedCaption(" ".join(words), words, grids, box, image.size)
+        return attended_caption(processor, image.size, grid, sequence[1:], attentions)
 
     if config.num_beams > 1:
         config.num_return_sequences = num_captions

@@ -28,17 +28,8 @@ class ImageTag:
 
 
 class _ImageTags(HTMLParser):
-    # In these, "<img" is text.
-    CDATA_CONTENT_ELEMENTS = (  # type: ignore[misc]
-        "script",
-        "style",
-        "textarea",
-        "title",
-        "xmp",
-        "iframe",
-        "noembed",
-        "noframes",
-    )
+    _TEXT = ("script", "style", "textarea", "title", "xmp", "iframe", "noembed", "noframes")  # "<img" is text in these
+    CDATA_CONTENT_ELEMENTS = _TEXT  # type: ignore[misc]
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -61,11 +52,7 @@ class _ImageTags(HTMLParser):
 
 
 class Page:
-    """An HTML file, and those of its images that have no `alt`. An empty `alt` is one: it marks decoration.
-
-    Raises:
-        OSError: If the file cannot be read, or is in UTF-16.
-    """
+    """An HTML file, and those of its images that have no `alt`. An empty `alt` is one: it marks decoration."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -85,13 +72,10 @@ class Page:
             raise OSError(f"cannot read {self.path}: {error.strerror}") from error
 
     def source(self, tag: ImageTag, root: str) -> str | IO[bytes]:
-        """What an image shows: a path, a URL, or a file in memory if it was a data: URI.
+        """What an image shows: a path, a URL, or a file in memory if it was a data: URI; ValueError if it is nothing.
 
         Args:
             root: The folder of the site, which a `src` that begins with `/` starts from.
-
-        Raises:
-            ValueError: If it shows nothing that can be read.
         """
         if not tag.src:
             raise ValueError("the <img> has no src")
@@ -117,11 +101,7 @@ class Page:
         return str(folder / path.lstrip("/"))
 
     def write(self, captions: list[tuple[ImageTag, str]]) -> None:
-        """Give images their `alt`, and change no other byte of the file.
-
-        Raises:
-            OSError: If the file cannot be written, or has changed since it was read; it then stays unchanged.
-        """
+        """Give images their `alt`, and change no other byte; OSError if the file has changed since it was read."""
         pieces, end = [], 0
         for tag, caption in sorted(captions, key=lambda pair: pair[0].position):
             # ASCII character references are valid in every encoding that a page may have.
@@ -152,11 +132,7 @@ def has_sidecar(photo: str) -> bool:
 
 
 def write_sidecar(photo: str, caption: str) -> None:
-    """Write the caption beside the image.
-
-    Raises:
-        OSError: If it cannot be written, or was already written for an image that differs only in its suffix.
-    """
+    """Write the caption beside the image; OSError if an image that differs only in its suffix has one there."""
     if is_url(photo):
         raise OSError(f"{photo}: there is no place for a text beside a URL")
     path = _sidecar(photo)

@@ -38,7 +38,6 @@ def caption_images(
     """Caption the images that `names` stand for: files, folders, patterns, URLs, or `-` for names on standard input.
 
     Args:
-        keep: Called with each image's name and captions.
         failed: Called with the reason for every name or image that gets no caption.
         skip: Whether an image already has its captions.
     """
@@ -74,7 +73,6 @@ def print_captions(names: list[str]) -> Keep:
 
 
 def append_to(file: CaptionFile) -> Keep:
-    """Append the captions to a file."""
     return lambda name, captions: file.append(
         {"path": name, "caption": caption.text, "score": round(caption.score, 4)} for caption in captions
     )
@@ -98,9 +96,7 @@ def write_beside(names: list[str], failed: Failures) -> Keep:
 def caption_pages(names: list[str], stream: Stream, failed: Failures) -> None:
     """Give the images of HTML files an `alt` where they have none, and print page, line and caption of each.
 
-    Args:
-        names: HTML files, folders of them, patterns, or `-` for names on standard input.
-        failed: Called with the reason for every name, page or image that could not be captioned.
+    `names` and `failed` are those of [`caption_images`].
     """
 
     def images() -> Iterator[tuple[tuple[int, Page, ImageTag], str | IO[bytes]]]:

@@ -48,7 +48,7 @@ def caption_dataset(
     Args:
         source: A folder or URI of images, of Parquet files or of WebDataset tars, or one such file.
         output: A folder or URI for Parquet files with all columns but the images', and `caption`, `score`, `error`.
-        checkpoint: As [`load`] takes it, on every machine of the cluster.
+        checkpoint: As [`load`] takes it, on every machine of the cluster; `settings` are its other arguments.
         image_column: Of Parquet files: images as bytes, as structs of `bytes` and `path`, or as paths or URLs. Relative
             paths start from the folder of `source`.
         batch_size: How many images a worker captions together.
@@ -56,13 +56,12 @@ def caption_dataset(
         resume: Skip the rows that `output` already holds, including those with an error.
         address: The address of a running cluster, or `auto` to find one; by default Ray starts on this machine, unless
             this process has already started it.
-        settings: The other arguments of [`load`].
 
     Returns:
         How many rows were written, and how many of them have an error.
 
     Raises:
-        OSError: If `source` or the checkpoint cannot be read, `output` not be written, or the cluster not be reached.
+        OSError: If the job fails, because something cannot be read, written or reached.
         ValueError: If a setting is wrong, `source` lacks the column, or `output` holds rows and `resume` is False.
     """
     earlier = _parquet_files(output)

@@ -23,19 +23,10 @@ def is_exported(folder: str | Path) -> bool:
 
 
 class ExportedCaptioner:
-    """A [`Captioner`] of an exported folder.
+    """A [`Captioner`] of an exported folder; arguments and errors are those of [`load`] and [`OnnxCaptioner.search`].
 
     Args:
-        folder: What `showattend export-onnx` wrote.
-        precision: float32, float16 or int8; None: the fastest of those in the folder.
-        prefix: How every caption begins.
-        threads: The number of threads; by default one per core.
-        search: See [`OnnxCaptioner.search`].
-
-    Raises:
-        ImportError: If ONNX Runtime is not installed.
-        OSError: If the folder is damaged.
-        ValueError: If it does not hold the precision, or a setting or the prefix is wrong.
+        precision: float32, float16 or int8; by default the fastest of those in the folder.
     """
 
     def __init__(
@@ -57,7 +48,7 @@ class ExportedCaptioner:
         self.search = self.captioner.search(prefix=token_ids, **search)
 
     def read(self, source: Any) -> Floats:
-        """An image of any kind that [`read_image`] reads, as `pixel_values` (3, height, width)."""
+        """`pixel_values` (3, height, width)."""
         return preprocess(read_image(source), self.captioner.settings["preprocessing"])
 
     def caption(self, images: Sequence[Floats]) -> list[list[Caption]]:

@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
-from modeling_showattend.processing_showattend import ShowAttendProcessor
+from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
 from showattend.generation import generation_config
 
 from .stream import Caption
@@ -33,11 +32,9 @@ def fastest_dtype(device: torch.device) -> torch.dtype:
 
 
 class TorchCaptioner:
-    """A [`Captioner`] of a model and its processor.
+    """A [`Captioner`] of a model in eval mode and its processor.
 
     Args:
-        model: In eval mode, on any device.
-        processor: The model's.
         prefix: How every caption begins.
         generation: Fields of `GenerationConfig`: see [`generation_config`].
 
@@ -62,14 +59,13 @@ class TorchCaptioner:
             raise ValueError(f"`prefix` has {length} tokens with [CLS], which leaves none for a caption of {longest}.")
 
     def read(self, source: Any) -> torch.Tensor:
-        """An image of any kind that the processor reads, as `pixel_values` (1, 3, height, width)."""
+        """`pixel_values` (1, 3, height, width)."""
         return self.processor.image_processor(source, return_tensors="pt")["pixel_values"]
 
     def caption(self, images: Sequence[torch.Tensor]) -> list[list[Caption]]:
         captions: list[list[Caption]] = [[] for _ in images]
-        rows_by_size: dict[
-            torch.Size, list[int]
-        ] = {}  # a processor that keeps proportions returns images of several sizes
+        # A processor that keeps proportions returns images of several sizes.
+        rows_by_size: dict[torch.Size, list[int]] = {}
         for row, image in enumerate(images):
             rows_by_size.setdefault(image.shape, []).append(row)
         try:
@@ -105,15 +101,11 @@ class TorchCaptioner:
 def caption_scores(
     model: ShowAttendForConditionalGeneration, encoder_outputs: Any, sequences: torch.Tensor, first: int = 1
 ) -> torch.Tensor:
-    """The mean log probability of the generated tokens, `[SEP]` among them, at temperature 1.
+    """The mean log probability of the generated tokens, `[SEP]` among them, at temperature 1: (captions,).
 
     Args:
-        encoder_outputs: The images' encoder outputs.
         sequences: (captions, tokens), as `generate` returned them.
         first: The number of tokens that generation began with.
-
-    Returns:
-        (captions,)
     """
     logits = model(encoder_outputs=encoder_outputs, decoder_input_ids=sequences[:, :-1]).logits[:, first - 1 :]
     tokens = sequences[:, first:]  # (captions, generated tokens)

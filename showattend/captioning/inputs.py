@@ -32,14 +32,11 @@ def is_one_file(name: str) -> bool:
 def list_files(names: Iterable[str], suffixes: Collection[str], report: Callable[[str], None]) -> Iterator[str]:
     """Find the files that `names` stand for, in a fixed order, with the names of one folder in memory at a time.
 
-    Args:
-        names: A folder stands for the files in it and below that end in one of `suffixes`, sorted by name, without
-            hidden ones and without what lies behind links to other folders. A pattern (`*`, `?`, `[...]`) stands for
-            the names that match it, as in a shell; one with `**`, which reaches into all
-            folders, for the files alone that end in one of `suffixes`. Any other name stands for itself, whether
-            there is such a file or not.
-        suffixes: In lower case.
-        report: Called for a folder that has no such file or cannot be read, and for a pattern without a match.
+    A folder stands for the files in it and below that end in one of `suffixes` (in lower case), sorted by name, without
+    hidden ones and without what lies behind links to other folders. A pattern (`*`, `?`, `[...]`) stands for the names
+    that match it, as in a shell; one with `**`, which reaches into all folders, for the files alone that end in one of
+    `suffixes`. Any other name stands for itself, whether there is such a file or not. `report` is called for a folder
+    that has no such file or cannot be read, and for a pattern without a match.
     """
     for name in names:
         if is_url(name) or os.path.lexists(name) or not glob.has_magic(name):

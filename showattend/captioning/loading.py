@@ -5,8 +5,6 @@ from typing import Any
 from .exported import ExportedCaptioner, is_exported
 from .stream import Captioner
 
-DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
-
 
 def load(
     checkpoint: str,
@@ -21,8 +19,8 @@ def load(
 
     Args:
         checkpoint: A folder that `showattend export-onnx` wrote, or a captioner's folder or Hub id.
-        dtype: One of `DTYPES`. auto: bfloat16 or float16 on GPUs, float32 on CPUs; of an exported captioner the fastest
-            precision that it holds.
+        dtype: float32, bfloat16, float16 or int8. auto: bfloat16 or float16 on GPUs, float32 on CPUs; of an exported
+            captioner the fastest precision that it holds.
         prefix: How every caption begins.
         num_captions: Captions per image.
         sample: Draw the captions instead of searching for the best ones.

@@ -19,11 +19,7 @@ Row = dict[str, Any]
 
 
 class CaptionFile:
-    """Appends the captions of one image at a time; they survive a kill of this process.
-
-    Raises:
-        OSError: If the file cannot be written.
-    """
+    """Appends the captions of one image at a time; they survive a kill of this process."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -35,7 +31,6 @@ class CaptionFile:
             self._file.write(_csv_line(dict(zip(FIELDS, FIELDS, strict=True))))
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Add the rows of an image."""
         encode = _csv_line if self.is_csv else _json_line
         self._file.write("".join(map(encode, rows)))
         self._file.flush()
@@ -73,12 +68,7 @@ def _digest(path: str) -> int:
 
 
 def check_output(path: str | Path, resume: bool) -> None:
-    """Refuse a file that cannot be written, or whose captions would be mixed with others.
-
-    Raises:
-        ValueError: If its suffix is unknown, or it holds captions and `resume` is False.
-        OSError: If its folder does not exist.
-    """
+    """Raise ValueError or OSError if a file cannot be written, or its captions would be mixed with others."""
     path = Path(path)
     if path.suffix.lower() not in (".jsonl", ".csv"):
         raise ValueError(f"`output` {path} must end in .jsonl or .csv, which says how it is written.")
@@ -93,16 +83,11 @@ def check_output(path: str | Path, resume: bool) -> None:
 def recover(path: str | Path, num_captions: int) -> Paths:
     """Prepare an interrupted run's file for appending: cut off what is incomplete at its end.
 
-    Args:
-        path: The file need not exist.
-        num_captions: The number of captions per image.
-
     Returns:
-        The images whose captions are in the file.
+        The images that have all of their `num_captions` in the file.
 
     Raises:
         ValueError: If the file holds something else.
-        OSError: If it cannot be read or written.
     """
     if not Path(path).exists():
         return Paths()
@@ -136,7 +121,10 @@ def _images(path: Path, num_captions: int) -> Iterator[tuple[list[Row], int]]:
 
 
 def _rows(path: Path) -> Iterator[tuple[Row | None, int]]:
-    """The whole rows of a file, None for a header, and where in the file each ends."""
+    """The whole rows of a file, None for a header, and where in the file each ends.
+
+    `data.caption_files` reads the captions of other programs as well, but needs no place to resume from.
+    """
     is_csv = path.suffix.lower() == ".csv"
     end, record = 0, b""
     with path.open("rb") as file:

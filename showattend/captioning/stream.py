@@ -18,18 +18,10 @@ class Captioner(Protocol):
     """A captioner for streams of images, in torch or ONNX Runtime."""
 
     def read(self, source: Any) -> Any:
-        """Read and preprocess one image; several threads call this at once.
-
-        Raises:
-            OSError, ValueError: If the image cannot be read.
-        """
+        """Read and preprocess one image; several threads call this at once. OSError or ValueError if it cannot."""
 
     def caption(self, images: Sequence[Any]) -> list[list[Caption]]:
-        """Caption what [`read`] returned, the best caption of each image first.
-
-        Raises:
-            MemoryError: If the images together do not fit into memory.
-        """
+        """Caption what [`read`] returned, the best caption of each image first; MemoryError if it is too much."""
 
 
 def caption_stream(

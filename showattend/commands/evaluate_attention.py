@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from showattend.attention.occlusion import measure_occlusion
         from showattend.captioning.generate import best_device
         from showattend.checkpoints import load_captioner
-        from showattend.evaluation.scoring import check_output_dir, describe_data, load_split
+        from showattend.data.captions import load_split
+        from showattend.evaluation.scoring import check_output_dir, describe_data
         from showattend.generation import generation_config
 
         check_output_dir(options.output_dir)

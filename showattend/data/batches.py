@@ -59,10 +59,10 @@ class Epoch:
 
     The batch of a step is drawn for all processes together and divided among them: two processes see what one process
     with twice the batch size would, and a resumed run sees exactly the items that are left. A batch holds captions of
-    similar length, because it takes as many steps as its longest.
+    similar length, because it takes as many steps as its longest. (transformers' LengthGroupedSampler draws an order
+    too, but knows no items of several captions, and its order depends on the batch size of one process.)
 
     Args:
-        items: The items to shuffle.
         batch_size: Captions per forward pass of one process.
         micro_batches: Forward passes of one process whose gradients are accumulated before an optimizer step.
         processes: The number of processes that share a step.
@@ -145,12 +145,7 @@ def collate(drawn: Sequence[tuple[Item, bool]], images: ImageInputs) -> Batch:
 def random_crop(maps: torch.Tensor, least: float) -> torch.Tensor:
     """Crop a random window of each image or feature map: one size for the batch, one place per image.
 
-    Args:
-        maps: (images, channels, side, side).
-        least: The smallest window's share of a side.
-
-    Returns:
-        (images, channels, size, size), with `least` * side <= size <= side.
+    (images, channels, side, side) -> (images, channels, size, size), with `least` * side <= size <= side.
     """
     side = maps.shape[-1]
     size = int(torch.randint(math.ceil(least * side), side + 1, ()))

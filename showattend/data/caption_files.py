@@ -26,14 +26,11 @@ def read_captions(path: str | Path, image_ids: Iterable[str]) -> dict[str, list[
     Args:
         path: `.json` in the COCO results format; `.jsonl` or `.csv` with `image_id` or `path`, and `caption`. Other
             fields are ignored.
-        image_ids: The images' ids in the dataset.
 
     Returns:
-        image id -> its captions in the order of the file, for the images in the file. Rows of other images are ignored,
-        and a warning counts them.
+        image id -> its captions in the order of the file. Rows of other images are ignored, and a warning counts them.
 
     Raises:
-        OSError: If the file cannot be read.
         ValueError: If a row has another format, or two names in the file mean the same image.
     """
     path, index = Path(path), _index(image_ids)

@@ -1,8 +1,4 @@
-"""Loads captions and their images from any known layout into a `datasets.DatasetDict`.
-
-Whatever is wrong in the files (a malformed row, a caption without an image, a truncated image) is reported with its
-file and row, counted, and left out; everything else is kept.
-"""
+"""Loads captions and their images from any known layout into a `datasets.DatasetDict`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +9,7 @@ import datasets
 from .images import NOT_FOUND, file_faults
 from .layouts import read_source
 from .problems import Problems
-from .rows import FEATURES, CaptionedImage, group_by_image
+from .rows import FEATURES, group_by_image
 from .splits import Splits, split_images
 
 
@@ -27,12 +23,12 @@ def load_captions(
 ) -> datasets.DatasetDict:
     """Loads an image captioning dataset; a row is an image with all its captions.
 
-    docs/data.md shows every layout: Karpathy's JSON, COCO's annotations, CSV, JSON Lines, Flickr8k's original files,
-    Parquet, WebDataset, a dataset on the Hub. Rows of one image (same file, same bytes or same id) are
-    merged before splitting, so that no image is in two splits.
+    Rows of one image (same file, same bytes or same id) are merged before splitting, so that no image is in two splits.
+    Whatever is wrong in the files (a malformed row, a caption without an image, a truncated image) is reported with its
+    file and row, counted, and left out.
 
     Args:
-        source: A folder, a file in it that lists the captions, or a Hub id.
+        source: A folder, a file in it that lists the captions, or a Hub id; docs/data.md shows every layout.
         max_train_samples: Keep only this many train images, the first ones.
         seed: Of the split by image, 75 / 12.5 / 12.5 % as in Flickr8k. Official splits are used where there are any
             (`Flickr_8k.{train,dev,test}Images.txt`, Karpathy's, the dataset's own), and then only those.
@@ -63,6 +59,16 @@ def load_captions(
     return dataset
 
 
+def load_split(
+    source: str | Path, split: str, image_column: str | None = None, caption_column: str | None = None
+) -> datasets.Dataset:
+    """The images of one split, with their captions; ValueError if there is no such split."""
+    splits = load_captions(source, image_column=image_column, caption_column=caption_column)
+    if split not in splits:
+        raise ValueError(f"{source} has no {split} split: it has {', '.join(splits)}.")
+    return splits[split]
+
+
 def _readable(splits: Splits, faults: Sequence[str], problems: Problems) -> Splits:
     """The images that can be decoded; the others are reported."""
     images = [image for split in splits.values() for image in split]
@@ -80,7 +86,14 @@ def _readable(splits: Splits, faults: Sequence[str], problems: Problems) -> Spli
 def _to_dataset(splits: Splits, images: datasets.Dataset | None) -> datasets.DatasetDict:
     chosen = {split: splits[split] for split in ("train", "validation", "test") if splits[split]}
     if images is None:
-        return datasets.DatasetDict({split: _of_files(some) for split, some in chosen.items()})
+        return datasets.DatasetDict(
+            {
+                split: datasets.Dataset.from_dict(
+                    {name: [getattr(image, name) for image in some] for name in FEATURES}, FEATURES
+                )
+                for split, some in chosen.items()
+            }
+        )
     # Add columns before selecting rows: the other way round copies all images.
     columns: dict[str, list[Any]] = {"image_id": [""] * len(images), "captions": [[]] * len(images)}
     for image in (image for some in chosen.values() for image in some):
@@ -92,12 +105,3 @@ def _to_dataset(splits: Splits, images: datasets.Dataset | None) -> datasets.Dat
     return datasets.DatasetDict(
         {split: images.select([int(image.image) for image in some]) for split, some in chosen.items()}
     )
-
-
-def _of_files(images: Sequence[CaptionedImage]) -> datasets.Dataset:
-    columns = {
-        "image_id": [image.image_id for image in images],
-        "image": [image.image for image in images],
-        "captions": [image.captions for image in images],
-    }
-    return datasets.Dataset.from_dict(columns, FEATURES)

@@ -21,7 +21,8 @@ from datasets import Dataset, Image
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from modeling_showattend.image_processing_showattend import ShowAttendImageProcessor, load_image
+from modeling_showattend import ShowAttendImageProcessor
+from modeling_showattend.image_processing_showattend import load_image
 from modeling_showattend.modeling_showattend import ShowAttendEncoder
 
 from .images import digest_of, image_bytes
@@ -44,8 +45,7 @@ class FeatureCache:
 
     Args:
         cache_dir: The folder that holds the caches of all encoders.
-        encoder: The encoder, on the device that computes the features.
-        image_processor: Makes its `pixel_values`.
+        encoder: On the device that computes the features.
         dtype: The precision of the computation; bfloat16 is several times as fast on hardware that supports it.
     """
 
@@ -71,7 +71,6 @@ class FeatureCache:
         Args:
             images: A dataset with an `image` column.
             flipped: Compute the features of the mirrored images as well.
-            batch_size: The number of images in a forward pass of the encoder.
 
         Returns:
             Each image's key for [`get`], in the dataset's order.

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from datasets import Dataset
 
-from modeling_showattend.image_processing_showattend import ShowAttendImageProcessor, load_image
+from modeling_showattend import ShowAttendImageProcessor
+from modeling_showattend.image_processing_showattend import load_image
 
 from .features import FLIPPED
 

@@ -28,13 +28,7 @@ class Problems:
     found: list[Problem] = field(default_factory=list)
 
     def add(self, kind: str, where: str, what: str) -> None:
-        """Add a problem.
-
-        Args:
-            kind: In the plural, as the summary counts it: `malformed rows`.
-            where: File and row.
-            what: What is wrong there.
-        """
+        """Add a problem: `malformed rows`, `captions.txt, row 8`, `expected ...`."""
         self.found.append(Problem(kind, f"{where}: {what}"))
 
     def summary(self) -> str:

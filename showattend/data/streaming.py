@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import torch
 
-from modeling_showattend.image_processing_showattend import ShowAttendImageProcessor
+from modeling_showattend import ShowAttendImageProcessor
 
 from .batches import POOL, Batch, Epoch, collate, make_items
 from .images import check, image_bytes, image_name
@@ -42,8 +42,6 @@ def stream_captions(
     Args:
         source: A folder with Parquet files or WebDataset tars, or a Hub id.
         held_out: The number of images to validate on.
-        image_column: As in [`load_captions`].
-        caption_column: As in [`load_captions`].
 
     Returns:
         The training rows, with the columns `image_id`, `image` (undecoded), `captions` and `digest` (of the image's
@@ -125,8 +123,8 @@ class StreamSteps(torch.utils.data.IterableDataset[tuple[list[Batch], int]]):
     Args:
         rows: The training rows from [`stream_captions`].
         tokenize: Returns the labels of each of an image's captions.
-        steps: The number of optimizer steps.
-        captions_per_item: As in [`make_items`]; the other arguments are as in [`Epoch`] and [`StepDataset`].
+        steps: The number of optimizer steps. The other arguments are those of [`make_items`], [`StepDataset`] and
+            [`Epoch`].
     """
 
     def __init__(

@@ -15,8 +15,8 @@ def load_tokenizer(name: str | Path = "bert-base-uncased") -> BertTokenizer:
     """Loads a BERT tokenizer.
 
     Args:
-        name: An id on the Hub, a folder with a saved tokenizer, or a `vocab.txt` (any file `*.txt`, one token a
-            line; text is lower-cased, as for bert-base-uncased).
+        name: A Hub id, a folder with a saved tokenizer, or a `vocab.txt` (any `*.txt`, one token a line; text is
+            lower-cased, as for bert-base-uncased).
 
     Raises:
         OSError: If there is no such file or folder, or the Hub cannot be reached.

@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from modeling_showattend.configuration_showattend import ShowAttendConfig
+from modeling_showattend import ShowAttendConfig
 from showattend.checkpoints import load_captioner, loading
 
 
@@ -25,7 +25,6 @@ def load_any_captioner(checkpoint: str | Path, prompt: str | None = None) -> tup
     """Load a captioner of any architecture, in float32.
 
     Args:
-        checkpoint: A folder that `save_pretrained` wrote, or a Hub id.
         prompt: What the captioner is given with every image: the beginning of the caption for BLIP, GIT and ours, a
             question or a task for BLIP-2 and Florence-2.
 
@@ -33,8 +32,7 @@ def load_any_captioner(checkpoint: str | Path, prompt: str | None = None) -> tup
         The model in eval mode and a [`PromptProcessor`]; or our processor, where there is no prompt.
 
     Raises:
-        OSError: If there is no captioner, or it is damaged.
-        ValueError: If there is a prompt and the captioner takes none.
+        OSError: If there is no captioner, or it is damaged, or it takes no prompt.
     """
     with loading(checkpoint):
         config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
@@ -62,14 +60,7 @@ def load_any_captioner(checkpoint: str | Path, prompt: str | None = None) -> tup
 
 
 class PromptProcessor:
-    """Prepares images, each with the same prompt, and decodes captions without it.
-
-    Args:
-        model: The captioner.
-        processor: Takes images, and the prompt if there is one.
-        tokenizer: Decodes captions.
-        prompt: As in [`load_any_captioner`].
-    """
+    """Prepares images, each with the same prompt, and decodes captions without it."""
 
     def __init__(self, model: Any, processor: Any, tokenizer: Any, prompt: str | None) -> None:
         self._processor, self._tokenizer = processor, tokenizer

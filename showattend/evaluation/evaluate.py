@@ -10,12 +10,13 @@ from accelerate.utils import gather_object
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
+from modeling_showattend import ShowAttendForConditionalGeneration
 from showattend.data.batches import ImageInputs, Item, collate
+from showattend.data.captions import load_split
 from showattend.generation import generation_config
 
 from .captioners import load_any_captioner
-from .scoring import check_output_dir, describe_data, load_split, write_figures
+from .scoring import check_output_dir, describe_data, write_figures
 
 
 @torch.inference_mode()
@@ -56,11 +57,7 @@ def caption_images(
     """Caption images, divided among the processes.
 
     Args:
-        model: Has `generate`.
-        processor: Has `batch_decode`.
-        image_ids: The images' ids; a row is a place in this list.
-        inputs_of: Maps rows to the inputs of `generate`: pixel_values or image_features.
-        generation: Settings of `generate`.
+        inputs_of: Maps rows, the places in `image_ids`, to the inputs of `generate`: pixel_values or image_features.
 
     Returns:
         image id -> caption, of all images and on every process. It does not depend on the number of processes: no
@@ -98,8 +95,7 @@ def evaluate_checkpoint(
     Args:
         checkpoint: Any captioner's folder or Hub id; with `prompt`, as in [`load_any_captioner`].
         dataset: As in [`load_captions`], as are `image_column` and `caption_column`.
-        output_dir: As in [`write_figures`].
-        compare: As in [`write_figures`].
+        output_dir: As in [`write_figures`], as is `compare`.
         generation: Settings of `generate`; the checkpoint's generation config has the defaults.
 
     Returns:
@@ -107,7 +103,7 @@ def evaluate_checkpoint(
         main one.
 
     Raises:
-        ValueError: If the dataset lacks the split, or a setting or the prompt does not fit the captioner.
+        ValueError: If the dataset lacks the split, or a setting does not fit the captioner.
         OSError: If the checkpoint or the dataset cannot be read, or the folder cannot be written.
     """
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 
 from showattend.data.caption_files import read_captions
-from showattend.data.captions import load_captions
+from showattend.data.captions import load_split
 from showattend.metrics import (
     Metric,
     caption_metrics,
@@ -32,11 +32,8 @@ def evaluate_captions(
     """Score captions that something else generated.
 
     Args:
-        captions: As in [`read_captions`]; of several captions of an image only the first counts,
-            the best in files of `showattend caption`.
-        dataset: As in [`load_captions`], as are `image_column` and `caption_column`.
-        output_dir: As in [`write_figures`].
-        compare: As in [`write_figures`].
+        captions: As in [`read_captions`]; of several captions of an image only the first counts, which is the best in
+            files of `showattend caption`. The other arguments are those of [`evaluate_checkpoint`].
 
     Returns:
         What [`write_figures`] returns; `captions` is the file's name.
@@ -52,30 +49,11 @@ def evaluate_captions(
 
 
 def check_output_dir(output_dir: str | Path) -> None:
-    """Create the folder before any work is done.
-
-    Raises:
-        OSError: If it cannot be made.
-    """
+    """Create the folder before any work is done."""
     try:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"`output_dir` {output_dir} cannot be written: {error.strerror}.") from error
-
-
-def load_split(
-    dataset: str, split: str, image_column: str | None = None, caption_column: str | None = None
-) -> datasets.Dataset:
-    """The images of one split, with their captions.
-
-    Raises:
-        ValueError: If the dataset lacks the split.
-        OSError: If the dataset cannot be read.
-    """
-    splits = load_captions(dataset, image_column=image_column, caption_column=caption_column)
-    if split not in splits:
-        raise ValueError(f"{dataset} has no {split} split: it has {', '.join(splits)}.")
-    return splits[split]
 
 
 def describe_data(dataset: str, split: str) -> dict[str, str]:
@@ -95,7 +73,6 @@ def write_figures(
     Args:
         described: What was evaluated and how, for the figures.
         captions: image id -> caption, of all the images.
-        images: With `image_id` and `captions`, the references.
         output_dir: Where `captions.json`, the captions in the COCO results format, and `figures.json` are written.
         compare: Captions of another captioner, as in [`read_captions`], or the `figures.json` of its evaluation, which
             has `captions.json` beside it.
@@ -109,8 +86,8 @@ def write_figures(
     references = dict(zip(images["image_id"], images["captions"], strict=True))
     others = None
     if compare is not None:
-        other_captions = _first_captions(_captions_of(Path(compare)), list(references))
-        others = str(compare), caption_metrics(other_captions, references)
+        path = Path(compare).with_name(CAPTIONS) if Path(compare).name == FIGURES else compare
+        others = str(compare), caption_metrics(_first_captions(path, list(references)), references)
     metrics = caption_metrics(captions, references)
     figures = {**described, **figures_of(metrics, captions, references, others)}
     results = [{"image_id": image_id, "caption": captions[image_id]} for image_id in references]
@@ -161,8 +138,3 @@ def _first_captions(path: str | Path, image_ids: Sequence[str]) -> dict[str, str
     if missing := [image_id for image_id in image_ids if image_id not in captions]:
         raise ValueError(f"{path} lacks a caption for {len(missing)} of {len(image_ids)} images, {missing[0]!r} first.")
     return {image_id: captions[image_id][0] for image_id in image_ids}
-
-
-def _captions_of(path: Path) -> Path:
-    """The captions beside the figures of an evaluation; of another file, the file itself."""
-    return path.with_name(CAPTIONS) if path.name == FIGURES else path

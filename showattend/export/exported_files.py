@@ -14,9 +14,6 @@ SCRIPT = "onnx_captioner.py"
 def exported_files(checkpoint: str | Path) -> list[Path]:
     """The files of a captioner's export, or none if it has no export.
 
-    Args:
-        checkpoint: The captioner's folder.
-
     Raises:
         OSError: If the export's settings are damaged.
         ValueError: If it lacks a file, or was exported from other weights than those in the folder.

@@ -74,12 +74,8 @@ class _Hypothesis(NamedTuple):
     attentions: tuple[Floats, ...] = ()  # (positions,) each
 
     def extended(self, token_id: int, log_prob: np.float32, attention: Floats) -> "_Hypothesis":
-        return _Hypothesis(
-            self.prefix_length,
-            self.log_prob + log_prob,
-            (*self.token_ids, token_id),
-            (*self.attentions, attention),
-        )
+        tokens, attentions = (*self.token_ids, token_id), (*self.attentions, attention)
+        return _Hypothesis(self.prefix_length, self.log_prob + log_prob, tokens, attentions)
 
 
 # The search for an image's captions yields their last tokens, h and c to request a decoding step, and is sent logits,
@@ -115,7 +111,6 @@ class OnnxCaptioner:
         """Load an exported captioner, to run on the CPU.
 
         Args:
-            folder: What `showattend export-onnx` wrote.
             precision: float32, float16 or int8; by default the first of these that the folder holds.
             threads: The number of threads; by default one per core.
 
@@ -154,25 +149,20 @@ class OnnxCaptioner:
         return cls(settings, *sessions)
 
     def __call__(self, image: Any, **search: Any) -> Caption:
-        """Caption an image as transformers' `generate` does.
+        """Caption an image as transformers' `generate` does; `search` takes the arguments of [`search`].
 
         Args:
             image: A path, an http(s) URL, a PIL image, the bytes of an image file, or an open binary file.
-            search: See [`search`].
 
         Raises:
             OSError: If the image cannot be read.
-            ValueError: If it is of another type, or from [`search`].
         """
         return self.caption_batch([image], **search)[0]
 
     def caption_batch(self, images: Sequence[Any], **search: Any) -> list[Caption]:
-        """Caption images together, which is faster than one by one; pass as many as fit into memory, for example 32.
+        """As [`__call__`], for as many images as fit into memory, for example 32, which is faster than one by one.
 
         In int8 a caption may depend on the images beside it, whose activations are rounded to the same scale.
-
-        Args:
-            images: Each as [`__call__`] takes it. The other arguments and the errors are the same as well.
         """
         settled = self.search(**search)
         if not images:
@@ -203,11 +193,8 @@ class OnnxCaptioner:
         generation = self.settings["generation"]
         beams = max(num_captions, generation["num_beams"]) if num_beams is None else num_beams
         longest = generation["max_length"] if max_length is None else max_length
-        for name, number, least in (
-            ("num_captions", num_captions, 1),
-            ("num_beams", beams, 1),
-            ("max_length", longest, 2),
-        ):
+        numbers = (("num_captions", num_captions, 1), ("num_beams", beams, 1), ("max_length", longest, 2))
+        for name, number, least in numbers:
             if not isinstance(number, int | np.integer) or number < least:
                 raise ValueError(f"`{name}` must be a whole number from {least}, not {number!r}.")
         if beams < num_captions:
@@ -230,15 +217,7 @@ class OnnxCaptioner:
         )
 
     def generate(self, pixel_values: Floats, search: Search) -> list[list[Caption]]:
-        """Caption preprocessed images together.
-
-        Args:
-            pixel_values: (images, 3, height, width), each as [`preprocess`] makes it.
-            search: What [`search`] returned.
-
-        Returns:
-            The captions of each image, the best first.
-        """
+        """Caption images (images, 3, height, width) from [`preprocess`]; each image's captions, the best first."""
         values, keys, *state = self.encoder.run(["values", "keys", "h", "c"], {"pixel_values": pixel_values})
         search_one = greedy_search if search.num_beams == 1 else beam_search
         searches = [search_one(search, h, c) for h, c in zip(*state, strict=True)]  # h, c: (1, units)

@@ -10,7 +10,8 @@ import torch
 from tqdm.auto import tqdm
 
 from showattend.checkpoints import load_captioner
-from showattend.evaluation.scoring import figures_of, load_split
+from showattend.data.captions import load_split
+from showattend.evaluation.scoring import figures_of
 from showattend.metrics import Metric, caption_metrics
 
 from .onnx_captioner import OnnxCaptioner
@@ -31,7 +32,6 @@ def evaluate_onnx(
     Args:
         folder: What `showattend export-onnx` wrote.
         dataset: As in [`load_captions`], as are `image_column` and `caption_column`.
-        precisions: The precisions to evaluate.
         checkpoint: The captioner that was exported, to be evaluated as `torch`.
         generation: `num_beams`, `length_penalty` or `max_length`; what is left out is as exported.
 
@@ -39,10 +39,6 @@ def evaluate_onnx(
         For each of them `megabytes` on the disk (of the graphs; torch's weights), `milliseconds` of the median image
         from the decoded image to the text, and the figures of [`figures_of`]. With a checkpoint also `as_torch`, the
         percentage of captions that are identical to torch's, and the differences to torch.
-
-    Raises:
-        ValueError: If the dataset lacks the split, or the folder a precision.
-        OSError: If the checkpoint, the folder or the dataset cannot be read.
     """
     captioners: dict[str, tuple[float, Callable[[Any], str]]] = {}
     if checkpoint is not None:
@@ -75,7 +71,7 @@ def evaluate_onnx(
 def _onnx_captioner(folder: Path, precision: str, generation: dict[str, Any]) -> tuple[float, Callable[[Any], str]]:
     captioner = OnnxCaptioner.from_pretrained(folder, precision)
     megabytes = sum((folder / file).stat().st_size for file in captioner.settings["files"][precision].values()) / 1e6
-    return megabytes, lambda photo: captioner(photo, **generation).text
+    return megabytes, lambda image: captioner(image, **generation).text
 
 
 def _torch_captioner(checkpoint: str, generation: dict[str, Any]) -> tuple[float, Callable[[Any], str]]:
@@ -83,8 +79,8 @@ def _torch_captioner(checkpoint: str, generation: dict[str, Any]) -> tuple[float
     megabytes = sum(tensor.nbytes for tensor in model.state_dict().values()) / 1e6
 
     @torch.inference_mode()
-    def caption_of(photo: Any) -> str:
-        inputs = processor(images=photo, return_tensors="pt")
+    def caption_of(image: Any) -> str:
+        inputs = processor(images=image, return_tensors="pt")
         return processor.batch_decode(model.generate(**inputs, **generation), skip_special_tokens=True)[0]
 
     return megabytes, caption_of

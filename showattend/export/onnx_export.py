@@ -34,8 +34,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from PIL import Image
 from torch import nn
 
-from modeling_showattend.modeling_showattend import ImageMemory, ShowAttendForConditionalGeneration
-from modeling_showattend.processing_showattend import ShowAttendProcessor
+from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
+from modeling_showattend.modeling_showattend import ImageMemory
 from showattend.checkpoints import load_captioner, weights_digest
 
 from . import onnx_captioner
@@ -100,7 +100,6 @@ def export_onnx(
       images; the decoder's are computed at every step.
 
     Args:
-        checkpoint: The captioner's folder or Hub id.
         output_dir: Where to write; an earlier export there is replaced.
         calibration: A folder of images like those to be captioned, for int8; 256 of them are used.
 
@@ -109,7 +108,6 @@ def export_onnx(
         `megabytes`.
 
     Raises:
-        OSError: If the checkpoint cannot be read or the folder not be written.
         ValueError: If a precision is unknown, there are no images to calibrate int8 on, the captioner has settings that
             `onnx_captioner.py` does not follow, or a graph differs from torch by more than rounding explains; then
             nothing is written.

@@ -20,10 +20,8 @@ def average_checkpoints(start: str | Path, shares: Mapping[str | Path, float], o
     Args:
         start: Folder or Hub id of a captioner, which gets the rest of the shares.
         shares: Shares of other captioners with the same config and vocabulary, from 0 to 1, at most 1 in total.
-        output_dir: Where to write; an earlier folder is replaced.
 
     Raises:
-        OSError: If a checkpoint cannot be read or the folder cannot be written.
         ValueError: If the shares are out of range or the captioners are of different kinds.
     """
     if min(shares.values()) < 0 or sum(shares.values()) > 1 + 1e-9:

@@ -16,10 +16,13 @@ import torchvision
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from transformers import BertTokenizer, GenerationConfig
 
-from modeling_showattend.configuration_showattend import ENCODER_DIMS, ShowAttendConfig
-from modeling_showattend.image_processing_showattend import ShowAttendImageProcessor
-from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
-from modeling_showattend.processing_showattend import ShowAttendProcessor
+from modeling_showattend import (
+    ShowAttendConfig,
+    ShowAttendForConditionalGeneration,
+    ShowAttendImageProcessor,
+    ShowAttendProcessor,
+)
+from modeling_showattend.configuration_showattend import ENCODER_DIMS
 from showattend.data.tokenization import load_tokenizer
 
 MAX_NEW_TOKENS = 50  # the write-up's `max_len`, which counts [SEP] but not [CLS]
@@ -41,7 +44,6 @@ def convert_checkpoint(
         tokenizer: The vocabulary that the model was trained with, for [`load_tokenizer`].
 
     Raises:
-        OSError: If the checkpoint or the tokenizer cannot be read or the folder cannot be written.
         ValueError: If the checkpoint is anything but a state dict of this network, or the vocabulary does not fit it.
     """
     if Path(output_dir).exists() and not Path(output_dir).is_dir():
@@ -65,12 +67,7 @@ def convert_checkpoint(
 
 
 def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read a state dict without running code from the file; DataParallel's `module.` prefix is removed.
-
-    Raises:
-        OSError: If the file cannot be read.
-        ValueError: If it is damaged, or is not a plain dict of tensors.
-    """
+    """Read a state dict without running code from the file; DataParallel's `module.` prefix is removed."""
     expected = "expected what torch.save(model.state_dict(), path) writes"
     try:
         content = Path(path).read_bytes()
@@ -98,11 +95,7 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def sizes_of(state: Mapping[str, torch.Tensor]) -> dict[str, str | int]:
-    """Read the network's sizes off a state dict, named as in [`ShowAttendConfig`].
-
-    Raises:
-        ValueError: If a tensor that shows a size is missing or not a matrix.
-    """
+    """Read the network's sizes off a state dict, named as in [`ShowAttendConfig`]."""
     shown_by = {
         "vocab_size": ("decoder.embedding.weight", 0),
         "embed_size": ("decoder.embedding.weight", 1),
@@ -127,11 +120,7 @@ def sizes_of(state: Mapping[str, torch.Tensor]) -> dict[str, str | int]:
 def build_model(
     state: Mapping[str, torch.Tensor], sizes: Mapping[str, str | int], tokenizer: BertTokenizer
 ) -> ShowAttendForConditionalGeneration:
-    """Build the captioner with these weights and sizes; it generates as the write-up's inference code does.
-
-    Raises:
-        ValueError: If a tensor is missing, of the wrong size, or left over.
-    """
+    """Build the captioner with these weights and sizes; it generates as the write-up's inference code does."""
     config = ShowAttendConfig(
         **sizes,  # type: ignore[arg-type]
         pad_token_id=tokenizer.pad_token_id,

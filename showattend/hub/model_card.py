@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig, PreTrainedConfig
 
-from modeling_showattend.configuration_showattend import ShowAttendConfig
+from modeling_showattend import ShowAttendConfig
 
 METRIC_NAMES = {
     "bleu_1": "BLEU-1",
@@ -72,10 +72,7 @@ The authors have not said yet what it was trained on, what its weights may be us
 
 
 def eval_results(figures: dict[str, Any]) -> list[EvalResult]:
-    """The metrics that [`evaluate_checkpoint`] returned as entries of a card's metadata.
-
-    Scores have one decimal, their 95 % intervals two.
-    """
+    """The metrics that [`evaluate_checkpoint`] returned as entries of a card's metadata, rounded."""
     decoding = _decoding(figures["generation"])
     return [
         EvalResult(
@@ -93,11 +90,7 @@ def eval_results(figures: dict[str, Any]) -> list[EvalResult]:
 
 
 def stored_figures(folder: str | Path) -> list[dict[str, Any]]:
-    """All `*.json` of a folder, each an evaluation's `figures.json`: by split, fewest beams first.
-
-    Raises:
-        FileNotFoundError: If there are none.
-    """
+    """All `*.json` of a folder, each an evaluation's `figures.json`: by split, fewest beams first."""
     stored = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
     if not stored:
         raise FileNotFoundError(f"{folder} holds no stored results.")
@@ -106,15 +99,7 @@ def stored_figures(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def with_stored_figures(text: str, stored: Sequence[dict[str, Any]]) -> str:
-    """Replace the results in a card's metadata, and the tables of results and of statistics between their markers.
-
-    Args:
-        text: The card; whatever it lacks is left out.
-        stored: What [`stored_figures`] returned.
-
-    Raises:
-        ValueError: If the metadata is invalid YAML or has an invalid `model-index`.
-    """
+    """Replace the results in a card's metadata, and the tables of results and of statistics between their markers."""
     text = with_evaluation(text, [result for figures in stored for result in eval_results(figures)])
     return _between(text, BEGIN_STATISTICS, END_STATISTICS, statistics_table(stored))
 
@@ -122,10 +107,7 @@ def with_stored_figures(text: str, stored: Sequence[dict[str, Any]]) -> str:
 def with_evaluation(text: str, results: Sequence[EvalResult]) -> str:
     """Replace the results in a card's metadata and in the table between the two markers.
 
-    Either may be missing: a README of code has no metadata.
-
-    Raises:
-        ValueError: If the metadata is invalid YAML or has an invalid `model-index`.
+    Either may be missing: a README of code has no metadata. ValueError if the metadata is invalid.
     """
     if text.startswith("---"):
         card = ModelCard(text)
@@ -184,13 +166,7 @@ def _cell(result: EvalResult) -> str:
 def add_evaluation(path: str | Path, figures: dict[str, Any]) -> None:
     """Write what [`evaluate_checkpoint`] returned into a card, in place of results of the same split and decoding.
 
-    Args:
-        path: The card; made if absent.
-        figures: What [`evaluate_checkpoint`] returned.
-
-    Raises:
-        ValueError: If the card's metadata is invalid, or there is no card of another architecture's checkpoint.
-        OSError: If the card cannot be read or written.
+    The card is made if absent; ValueError if it would be that of another architecture's checkpoint.
     """
     path = Path(path)
     if not path.exists():
@@ -212,12 +188,7 @@ def add_evaluation(path: str | Path, figures: dict[str, Any]) -> None:
 
 
 def new_card(config: PreTrainedConfig, model: str) -> str:
-    """Make a card that states what the config states, and nothing else.
-
-    Args:
-        config: The captioner's.
-        model: Its id on the Hub.
-    """
+    """Make a card of `model`, an id on the Hub, that states what the config states, and nothing else."""
     data = ModelCardData(
         library_name="transformers", pipeline_tag="image-to-text", tags=["image-captioning", "showattend"]
     )
@@ -229,11 +200,7 @@ def new_card(config: PreTrainedConfig, model: str) -> str:
 
 
 def published_card(path: str | Path) -> dict[str, bytes]:
-    """A card's files in a checkpoint's folder: `README.md`, and what it links to at the same relative paths.
-
-    Raises:
-        OSError: If the card, or a file that it links to, cannot be read.
-    """
+    """A card's files in a checkpoint's folder: `README.md`, and what it links to at the same relative paths."""
     path = Path(path)
     linked = {link: (path.parent / link).read_bytes() for link in local_links(path.read_text())}
     return {"README.md": path.read_bytes()} | linked

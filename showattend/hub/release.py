@@ -18,15 +18,12 @@ def pack_checkpoint(checkpoint: str | Path, output_dir: str | Path, **generation
     """Write a captioner's complete folder with its weights in float16, which load as float32.
 
     Args:
-        checkpoint: The captioner's folder or Hub id.
-        output_dir: Where to write; what lies there is replaced.
         generation: Defaults of `generate`, such as `num_beams`.
 
     Returns:
-        The size of the folder in bytes.
+        The size of the folder in bytes, at most `MAX_BYTES`.
 
     Raises:
-        OSError: If the checkpoint cannot be read, or the folder cannot be written or exceeds `MAX_BYTES`.
         ValueError: If a generation setting is unknown, or a weight is outside float16's range.
     """
     output_dir = Path(output_dir)

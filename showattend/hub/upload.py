@@ -30,10 +30,7 @@ IMAGES = {".gif", ".jpeg", ".jpg", ".png", ".webp"}
 def files_to_share(checkpoint: str | Path, repo_id: str) -> dict[str, Path | bytes]:
     """Collect the files of a complete repository, after loading the captioner as a check.
 
-    Args:
-        checkpoint: The captioner's folder. Its `README.md`, with the images it shows, becomes the model card; without
-            one, [`new_card`] makes a card from the config.
-        repo_id: The repository's name, for that card.
+    The folder's `README.md`, with the images it shows, becomes the model card; without one, [`new_card`] makes it.
 
     Returns:
         Path in the repository -> a file or its content.
@@ -86,7 +83,6 @@ def share(
         repo_id: `user/name`, or a name in the user's own account; made if absent.
         private: Whether a new repository is private.
         revision: The branch; made if absent.
-        commit_message: Its first line.
 
     Returns:
         The commit's URL.

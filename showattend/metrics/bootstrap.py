@@ -29,12 +29,7 @@ class Difference(NamedTuple):
 
 
 def confidence_intervals(metrics: Mapping[str, Metric], seed: int = 0) -> dict[str, tuple[float, float]]:
-    """The 95 % percentile interval of each score, on the scale of [`score_captions`].
-
-    Args:
-        metrics: As [`caption_metrics`] returns them.
-        seed: Seeds the resampling.
-    """
+    """The 95 % percentile interval of each score of [`caption_metrics`]."""
     return {name: _interval(scores) for name, scores in _bootstrap(metrics, seed).items()}
 
 
@@ -43,12 +38,8 @@ def paired_differences(
 ) -> dict[str, Difference]:
     """The differences of the shared scores, `metrics` minus `others`, with their 95 % percentile intervals.
 
-    Both are resampled over the same images, so that the difficulty of an image cancels out.
-
-    Args:
-        metrics: As [`caption_metrics`] returns them.
-        others: The same for other captions of the same images, in the same order.
-        seed: Seeds the resampling.
+    Both are those of [`caption_metrics`] for the same images in the same order, and are resampled over the same images,
+    so that the difficulty of an image cancels out.
     """
     metrics = {name: metric for name, metric in metrics.items() if name in others}
     scores, other_scores = _bootstrap(metrics, seed), _bootstrap({name: others[name] for name in metrics}, seed)

@@ -39,9 +39,6 @@ class CiderDReward:
         references: image id -> its captions, for all training images, over which document frequencies are counted.
         end_token: append an end token to captions and references, so that a truncated caption ("a man on a") misses the
             final n-grams of the references. Without it, training learns to truncate captions.
-
-    Raises:
-        ValueError: if there are no references, or an image has none.
     """
 
     def __init__(self, references: Mapping[str, Sequence[str]], end_token: bool = True) -> None:
@@ -79,17 +76,9 @@ class CiderDReward:
             )
 
     def reward(self, image_ids: Sequence[str], captions: Sequence[str]) -> NDArray[np.float32]:
-        """The CIDEr-D of each caption against its image's references.
+        """The CIDEr-D of each caption against its image's references: float32 (captions,), from 0 to 10.
 
-        Args:
-            image_ids: the image of each caption, of length B; images may repeat.
-            captions: decoded text, of length B; an empty caption scores 0.
-
-        Returns:
-            float32 array of shape (B,), from 0 to 10.
-
-        Raises:
-            ValueError: if the two differ in length, or an image has no references here.
+        An empty caption scores 0. ValueError if an image has no references here.
         """
         if len(image_ids) != len(captions):
             raise ValueError(f"There are {len(image_ids)} image ids for {len(captions)} captions.")

@@ -22,11 +22,7 @@ FUNCTION_WORDS = frozenset(_WORDS.split())
 
 
 class ExactMeteor:
-    """METEOR in which a word matches only equal words of a reference.
-
-    Args:
-        references: image id -> its captions.
-    """
+    """METEOR in which a word matches only equal words of a reference; `references` are each image's captions."""
 
     def __init__(self, references: Mapping[str, Sequence[str]]) -> None:
         self._references = {

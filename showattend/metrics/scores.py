@@ -41,14 +41,7 @@ class Metric(NamedTuple):
     formula: Callable[[Array], Array]  # sums over images (..., statistics) -> pycocoevalcap's score (...)
 
     def score(self, weights: Array | None = None) -> Array:
-        """The corpus score times 100.
-
-        Args:
-            weights: How often each image counts, (..., images); once by default.
-
-        Returns:
-            Array of shape (...).
-        """
+        """The corpus score times 100, (...), with `weights` (..., images): how often each image counts."""
         if weights is None:
             weights = np.ones(len(self.statistics))
         return 100 * self.formula(weights @ self.statistics)
@@ -69,9 +62,6 @@ def score_captions(predictions: Mapping[str, str], references: Mapping[str, Sequ
     Raises:
         ValueError: if the image ids differ, or an image has no reference.
         ImportError: if pycocoevalcap is not installed.
-
-    1000 images with 5 captions each take 13 s of processor time: 1 s in Python, 12 s in Java, 8 s of them
-    METEOR's start-up. Without Java they take 1 s.
     """
     return {name: float(metric.score()) for name, metric in caption_metrics(predictions, references).items()}
 
@@ -183,7 +173,7 @@ def _meteor(java: list[str], references: list[list[str]], captions: list[str]) -
 
 
 def _meteor_score(sums: Array) -> Array:
-    """METEOR 1.5 (Denkowski and Lavie, 2014, https://aclanthology.org/W14-3348) of sums of its statistics.
+    """METEOR 1.5 (see `exact_meteor`) of sums of its statistics.
 
     Args:
         sums: (..., 23): words of caption and reference; their function words; for each of four matchers the content

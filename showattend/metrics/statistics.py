@@ -17,11 +17,7 @@ _TWICE_IN_A_ROW = re.compile(r"(?:^| )(\S+) \1(?: |$)")
 def caption_statistics(
     predictions: Mapping[str, str], references: Mapping[str, Sequence[str]] | None = None
 ) -> dict[str, float]:
-    """Describe captions by statistics.
-
-    Args:
-        predictions: image id -> the predicted caption.
-        references: image id -> its captions; without them, `unreferenced` is left out.
+    """Describe captions by statistics; both arguments are as in [`score_captions`].
 
     Returns:
         distinct_words: the number of different words in all captions.
@@ -34,11 +30,7 @@ def caption_statistics(
         unreferenced: percent of content words that occur in none of the image's references. It hints at hallucination
             but is not CHAIR (Rohrbach et al., 2018, https://arxiv.org/abs/1809.02156): it has no list of objects, and
             also counts synonyms, other forms of a word ("dogs" for "dog") and what the references leave out. Flickr8k's
-            own captions score 41 to 45 against the other four of the image.
-
-    Raises:
-        ValueError: if there are no captions.
-        KeyError: if an image has no references.
+            own captions score 41 to 45 against the other four of the image. Left out without references.
     """
     if not predictions:
         raise ValueError("There are no captions to describe.")

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
+from modeling_showattend import ShowAttendForConditionalGeneration
 
 Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 

@@ -15,8 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from tqdm.auto import tqdm
 
-from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
-from modeling_showattend.processing_showattend import ShowAttendProcessor
+from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
 from showattend.metrics import CiderMeteorReward
 
 Captions = Mapping[str, Sequence[str]]  # image id -> its captions
@@ -42,7 +41,7 @@ def generate_captions(
     """Generate captions by beam search and sampling, and append them to a file; an interrupted call resumes.
 
     Args:
-        inputs_of: Maps rows to the inputs of `generate`: pixel_values or image_features.
+        inputs_of: As in [`caption_images`].
         path: JSON Lines, one row per image: `image_id` and `captions`. It must come from the same model and arguments.
 
     Returns:

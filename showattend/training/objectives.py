@@ -6,8 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
-from modeling_showattend.processing_showattend import ShowAttendProcessor
+from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
 from showattend.data.batches import Batch
 from showattend.metrics import CiderDReward
 
@@ -20,15 +19,11 @@ class Objective(Protocol):
     uses_dropout: bool
 
     def __call__(self, batch: Batch, num_labels: int, num_batches: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute this batch's share of the step: over all batches of a step, the results add up to its totals.
+        """The loss for backward and the value to log, a share of the step's: those of all its batches add up.
 
         Args:
-            batch: The batch of this forward pass, on the model's device.
             num_labels: The number of labels in all batches of the step, on all processes.
             num_batches: The number of batches in the step, on all processes.
-
-        Returns:
-            The loss for backward, and the value to log.
         """
         ...
 
@@ -67,12 +62,8 @@ class SelfCritical:
         reward: CiderDReward,
         **sampling: Any,
     ) -> None:
-        self.accelerator = accelerator
-        self.model = model
-        self.captioner = captioner
-        self.processor = processor
-        self.reward = reward
-        self.sampling = sampling
+        self.accelerator, self.model, self.captioner = accelerator, model, captioner
+        self.processor, self.reward, self.sampling = processor, reward, sampling
 
     def __call__(self, batch: Batch, num_labels: int, num_batches: int) -> tuple[torch.Tensor, torch.Tensor]:
         # A separate autocast: its cache would hand weights cast without a gradient to the forward pass below.

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
-from modeling_showattend.processing_showattend import ShowAttendProcessor
+from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
 from showattend.data.batches import Batch
 from showattend.metrics import CiderDReward
 
@@ -30,7 +29,6 @@ def sample_captions(
     Args:
         model: The captioner, unwrapped.
         batch: Images on the model's device; its labels are ignored.
-        reward: Scores captions of training images.
         samples: The number of captions to sample per image.
         baseline: `greedy`, the reward of the image's greedy caption (the paper's), or `samples`, the mean reward of
             its other samples (Luo, 2020, https://arxiv.org/abs/2003.09971).
@@ -63,15 +61,14 @@ def sample_captions(
 
 
 def policy_gradient_loss(logits: torch.Tensor, labels: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
-    """REINFORCE: minus the log probability of each sampled token, weighted by its caption's advantage.
+    """REINFORCE: minus the log probability of each sampled token, weighted by its caption's advantage, summed.
+
+    Only its gradient is meaningful, not its value.
 
     Args:
         logits: (captions, steps, vocab_size).
         labels: (captions, steps), -100 after the end.
         advantages: (captions,).
-
-    Returns:
-        The sum over all tokens. Only its gradient is meaningful, not its value.
     """
     negative_log_probs = F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")  # 0 at -100
     return (advantages.unsqueeze(1) * negative_log_probs).sum()

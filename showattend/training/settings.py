@@ -187,15 +187,10 @@ class TrainingSettings:
 
 
 def parse_settings(arguments: Sequence[str], presets: Path) -> TrainingSettings:
-    """Read a command line.
-
-    Args:
-        arguments: As in `sys.argv[1:]`.
-        presets: The folder where `--preset NAME` looks for NAME.yaml.
+    """Read a command line; `--preset NAME` is NAME.yaml in the folder `presets`.
 
     Raises:
-        ValueError: If an argument is unknown, missing or of the wrong type, or there is no such preset, or it holds
-            an unknown setting or one of the wrong type.
+        ValueError: If an argument or a preset's setting is unknown, missing or of the wrong type.
     """
     parser = settings_parser()
     preset_parser = _Parser("train", "", add_help=False, allow_abbrev=False)

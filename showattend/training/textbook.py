@@ -7,7 +7,7 @@ every step, logits of padding, and steps after the end of the longest caption.
 import torch
 from torch import nn
 
-from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
+from modeling_showattend import ShowAttendForConditionalGeneration
 
 
 def textbook_loss(

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
+from modeling_showattend import ShowAttendForConditionalGeneration
 from showattend.data.batches import Batch, Epoch, StepDataset, make_items, random_crop
 from showattend.data.captions import load_captions
 from showattend.data.features import FeatureCache
@@ -122,8 +122,18 @@ class Trainer:
         self.references = dict(zip(image_ids, train_set["captions"], strict=True))
         captions = self.references
         if settings.generated_captions:
-            generated = self.generate_captions(image_ids, train_images)
-            captions = {image_id: [*captions[image_id], *generated[image_id]] for image_id in image_ids}
+            generated = generate_captions(
+                self.model,
+                self.processor,
+                image_ids,
+                self.inputs_of(train_images),
+                self.output / "generated.jsonl",
+                self.accelerator,
+                max_length=settings.max_length,
+                seed=settings.seed,
+            )
+            best = best_captions(generated, self.references, settings.generated_captions)
+            captions = {image_id: [*captions[image_id], *best[image_id]] for image_id in image_ids}
         labels = caption_labels(captions.values(), self.processor, settings)
         self.items = make_items(train_images, image_ids, labels, settings.captions_per_image)
 
@@ -132,7 +142,12 @@ class Trainer:
     def load_model(self, train_set: Dataset) -> None:
         self.model, self.processor = build_model(self.settings, train_set)
         self.model.to(self.accelerator.device)
-        self.images = self.make_images()
+        self.images: FeatureCache | PixelLoader = PixelLoader(self.processor.image_processor)
+        if self.settings.feature_cache == "disk":
+            # float16 overflows with some encoders' activations.
+            dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
+            cache_dir = Path(self.settings.cache_dir).expanduser()
+            self.images = FeatureCache(cache_dir, self.model.encoder, self.processor.image_processor, dtype)
 
     def load_validation(self, validation_set: Dataset) -> None:
         self.validation_set = validation_set
@@ -141,28 +156,6 @@ class Trainer:
         self.validation_references = dict(zip(image_ids, validation_set["captions"], strict=True))
         labels = caption_labels(self.validation_references.values(), self.processor, self.settings)
         self.validation_items = make_items(self.validation_images, image_ids, labels, self.settings.captions_per_image)
-
-    def make_images(self) -> FeatureCache | PixelLoader:
-        if self.settings.feature_cache == "none":
-            return PixelLoader(self.processor.image_processor)
-        # float16 overflows with some encoders' activations.
-        dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
-        cache_dir = Path(self.settings.cache_dir).expanduser()
-        return FeatureCache(cache_dir, self.model.encoder, self.processor.image_processor, dtype)
-
-    def generate_captions(self, image_ids: list[str], images: list[str]) -> dict[str, list[str]]:
-        """The best captions that the start's model generates for the training images."""
-        generated = generate_captions(
-            self.model,
-            self.processor,
-            image_ids,
-            self.inputs_of(images),
-            self.output / "generated.jsonl",
-            self.accelerator,
-            max_length=self.settings.max_length,
-            seed=self.settings.seed,
-        )
-        return best_captions(generated, self.references, self.settings.generated_captions)
 
     def inputs_of(self, keys: list[str]) -> Callable[[Sequence[int]], dict[str, torch.Tensor]]:
         return lambda rows: {self.images.input_name: self.images.get([keys[row] for row in rows])}
@@ -220,14 +213,14 @@ class Trainer:
     def steps_of(self, epoch: int, start: int = 0) -> StepDataset | StreamSteps:
         """The steps of an epoch from `start` on, as this process sees them."""
         settings, process = self.settings, self.accelerator.process_index
-        order: dict[str, Any] = {
-            "batch_size": settings.batch_size,
-            "micro_batches": settings.gradient_accumulation_steps,
-            "processes": self.accelerator.num_processes,
-            "flip": settings.flip,
-            "seed": settings.seed,
-            "epoch": epoch,
-        }
+        order: dict[str, Any] = dict(
+            batch_size=settings.batch_size,
+            micro_batches=settings.gradient_accumulation_steps,
+            processes=self.accelerator.num_processes,
+            flip=settings.flip,
+            seed=settings.seed,
+            epoch=epoch,
+        )
         if settings.streaming_steps is None:
             return StepDataset(Epoch(self.items, **order), self.images, process, start)
         return StreamSteps(
@@ -252,10 +245,8 @@ class Trainer:
             self.keep_best(figures)
             self.save_checkpoint()
         if self.progress.epoch < self.settings.epochs:
-            logger.info(
-                f"No better {self.settings.metric_for_best_model} in {self.settings.early_stopping_patience} epochs: "
-                "stopped."
-            )
+            metric, patience = self.settings.metric_for_best_model, self.settings.early_stopping_patience
+            logger.info(f"Stopped: no better {metric} in {patience} epochs.")
         self.accelerator.end_training()
         return self.output / "best"
 
@@ -310,9 +301,8 @@ class Trainer:
             last = number == len(batches)
             with nullcontext() if last else accelerator.no_sync(self.wrapped):
                 loss, part = self.objective(batch, num_labels, len(batches) * accelerator.num_processes)
-                accelerator.backward(
-                    loss * accelerator.num_processes
-                )  # DistributedDataParallel averages gradients over the processes
+                # DistributedDataParallel averages gradients over the processes.
+                accelerator.backward(loss * accelerator.num_processes)
             logged += part.to(accelerator.device)
         if settings.max_grad_norm:
             accelerator.clip_grad_norm_(self.wrapped.parameters(), settings.max_grad_norm)

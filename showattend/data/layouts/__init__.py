@@ -12,18 +12,7 @@ from ..problems import Problems
 from ..rows import Row
 from ..splits import Listing
 from . import coco, hub, karpathy, table, token_file
-from .recognise import (
-    COCO,
-    KAGGLE_FILE,
-    KARPATHY,
-    KARPATHY_FILE,
-    TABLE,
-    ListFile,
-    describe,
-    find_lists,
-    has_data_files,
-    recognise,
-)
+from .recognise import KAGGLE_FILE, KARPATHY_FILE, ListFile, describe, find_lists, has_data_files, recognise
 
 EXPECTED = (
     f"expected a folder with {KAGGLE_FILE} (the lines `image,caption`, `a.jpg,A dog runs.`, and Images/a.jpg), "
@@ -45,9 +34,6 @@ class Source(NamedTuple):
 def read_source(source: str | Path, names: table.Names, problems: Problems) -> Source:
     """Recognise a source's layout and read it.
 
-    Args:
-        names: Of the image column and the caption column, if the user gives them.
-
     Raises:
         ValueError: If no layout fits.
         OSError: If `datasets` cannot load `source`.
@@ -68,18 +54,18 @@ def read_source(source: str | Path, names: table.Names, problems: Problems) -> S
 
 def _read_lists(files: Sequence[ListFile], folder: Path, names: table.Names, problems: Problems) -> Source:
     kind = files[0].kind
-    if kind != TABLE and any(names):
+    if kind != "table" and any(names):
         raise ValueError(f"{files[0].path} has no columns: leave `image_column` and `caption_column` out")
     rows = chain.from_iterable(_rows(file, names, problems) for file in files)
     return Source(rows, token_file.read_split_files(files[0].path.parent, problems))
 
 
 def _rows(file: ListFile, names: table.Names, problems: Problems) -> Iterator[Row]:
-    if file.kind == TABLE:
+    if file.kind == "table":
         return table.read(file.path, file.label, names, file.split, problems)
-    if file.kind == COCO:
+    if file.kind == "coco":
         return coco.read(file.path, file.split, problems)
-    return (karpathy if file.kind == KARPATHY else token_file).read(file.path, problems)
+    return (karpathy if file.kind == "karpathy" else token_file).read(file.path, problems)
 
 
 def _read_dataset(source: str, names: table.Names, problems: Problems) -> Source:

@@ -47,13 +47,8 @@ def is_saved(folder: Path) -> bool:
 def load(source: str, names: tuple[str | None, str | None], expected: str) -> Table:
     """Load a dataset and find its columns.
 
-    Args:
-        source: A folder or Hub id.
-        names: Of the image column and the caption column, as the user gives them.
-        expected: What a source must be, for error messages.
-
     Raises:
-        OSError: If `datasets` cannot load it.
+        OSError: If `datasets` cannot load it; `expected` says what it can.
         ValueError: If there is no column of images or of captions.
     """
     try:
@@ -79,13 +74,9 @@ def load(source: str, names: tuple[str | None, str | None], expected: str) -> Ta
 
 
 def read(source: str, table: Table, digests: Sequence[str], problems: Problems) -> Iterator[Row]:
-    """Rows by image, whose `image` is the index of the first row that shows it, or the path of a file.
-
-    Args:
-        digests: Of each image's bytes, empty if it has none.
-    """
+    """Rows by image, whose `image` is the index of the first row that shows it, or the path of a file."""
     names = [name for name, _ in table.positions]
-    splits = _splits(table, names)
+    splits = list(table.others[table.columns.split]) if table.columns.split else names
     if table.holds_paths:
         files = ImageFiles(Path(source)) if Path(source).is_dir() else None
         image_names = [name or "" for name in table.images["image"]]
@@ -105,11 +96,7 @@ def read(source: str, table: Table, digests: Sequence[str], problems: Problems) 
 
 
 def columns_of(source: str, features: datasets.Features, names: tuple[str | None, str | None]) -> Columns:
-    """The columns with images and captions, by their types and the usual names.
-
-    Raises:
-        ValueError: If there is none, or several columns fit.
-    """
+    """The columns with images and captions, by their types and the usual names; ValueError unless one fits."""
     image_column, caption_column = names
     of_images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     image = find_column(features, IMAGE_COLUMNS, image_column)
@@ -138,12 +125,6 @@ def _holds_texts(feature: Any) -> bool:
     if isinstance(feature, datasets.List | datasets.LargeList):
         return _holds_texts(feature.feature)
     return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
-
-
-def _splits(table: Table, names: list[str]) -> list[str | None]:
-    if table.columns.split:
-        return list(table.others[table.columns.split])
-    return list(names)
 
 
 def _first_rows(table: Table, digests: Sequence[str]) -> list[int]:

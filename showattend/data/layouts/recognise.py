@@ -7,24 +7,22 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from ..splits import SPLIT_NAMES
 from . import coco, table, token_file
 from .image_files import is_folder
 from .text import first_line
 
-# In order of preference, if a folder has several.
-KARPATHY, TABLE, TOKEN_FILE, COCO = "karpathy", "table", "token_file", "coco"
-KINDS = (KARPATHY, TABLE, TOKEN_FILE, COCO)
+Kind = Literal["karpathy", "table", "token_file", "coco"]  # in order of preference, if a folder has several
 KAGGLE_FILE = "captions.txt"
 KARPATHY_FILE = "dataset_flickr8k.json"
-NAMES = {  # read even if their content looks wrong, so that an error says what is wrong
-    KAGGLE_FILE: TABLE,
-    "metadata.csv": TABLE,
-    "metadata.jsonl": TABLE,
-    token_file.FILE: TOKEN_FILE,
-    KARPATHY_FILE: KARPATHY,
+NAMES: dict[str, Kind] = {  # read even if their content looks wrong, so that an error says what is wrong
+    KAGGLE_FILE: "table",
+    "metadata.csv": "table",
+    "metadata.jsonl": "table",
+    token_file.FILE: "token_file",
+    KARPATHY_FILE: "karpathy",
 }
 SUFFIXES = (".json", ".token", *table.CSV_SUFFIXES, *table.JSON_LINES_SUFFIXES)
 SPLIT = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_NAMES)})(?![a-z])")
@@ -37,7 +35,7 @@ class ListFile(NamedTuple):
 
     path: Path
     label: str  # its path in the folder, or its name, for reports
-    kind: str
+    kind: Kind
     split: str | None  # as the file's or its folder's name says
 
     @property
@@ -92,35 +90,35 @@ def _files(folder: Path, depth: int) -> Iterator[Path]:
             yield entry
 
 
-def _kind(path: Path, names: table.Names) -> str | None:
+def _kind(path: Path, names: table.Names) -> Kind | None:
     suffix = path.suffix.lower()
     if suffix == ".json":
         return _json_kind(path, names)
     if suffix in (".txt", ".token") and token_file.ROW.fullmatch(first_line(path)):
-        return TOKEN_FILE
-    return TABLE if suffix in SUFFIXES and table.columns_of(path, names) else None
+        return "token_file"
+    return "table" if suffix in SUFFIXES and table.columns_of(path, names) else None
 
 
-def _json_kind(path: Path, names: table.Names) -> str | None:
+def _json_kind(path: Path, names: table.Names) -> Kind | None:
     if not path.stat().st_size:
         return None
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if content[:64].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-            return TABLE if table.columns_of(path, names) else None
+            return "table" if table.columns_of(path, names) else None
         if content.find(b'"images"') < 0:
             return None
         if content.find(b'"sentences"') >= 0:
-            return KARPATHY
+            return "karpathy"
         # COCO's other annotations, of objects and of keypoints, have no captions.
-        return COCO if content.find(b'"annotations"') >= 0 and content.find(b'"caption"') >= 0 else None
+        return "coco" if content.find(b'"annotations"') >= 0 and content.find(b'"caption"') >= 0 else None
 
 
 def _one_dataset(folder: Path, found: list[ListFile]) -> list[ListFile]:
-    kind = min((file.kind for file in found), key=KINDS.index)
+    kind = min((file.kind for file in found), key=get_args(Kind).index)
     found = [file for file in found if file.kind == kind]
     if known := [file for file in found if file.path.name in NAMES]:
         found = known
-    if kind == COCO:  # of 2014 and 2017, the year whose images are there
+    if kind == "coco":  # of 2014 and 2017, the year whose images are there
         found = [file for file in found if coco.has_images(file.path)] or found
     datasets = [list(files) for _, files in groupby(sorted(found, key=lambda file: file.dataset), lambda f: f.dataset)]
     if len(datasets) > 1:

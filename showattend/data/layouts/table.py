@@ -38,16 +38,7 @@ def columns_of(path: Path, names: Names) -> Columns | None:
 
 
 def read(path: Path, label: str, names: Names, split: str | None, problems: Problems) -> Iterator[Row]:
-    """Rows of a table.
-
-    Args:
-        label: What reports call it.
-        names: Of the columns, if they are not the usual ones.
-        split: Of all rows, if the table has no column `split`.
-
-    Raises:
-        ValueError: If there is no column of images or captions.
-    """
+    """Rows of a table, which reports call `label`; without a column `split`, all are of `split`."""
     cells = _cells(path, label, problems) if path.suffix in CSV_SUFFIXES else _objects(path, problems, label)
     columns = columns_of(path, names)
     if columns is None:
