@@ -4,15 +4,15 @@
 which has the same parameters and computes the same loss. The captions are random, of lengths like Flickr8k's, and
 batches hold captions of like length, as in training.
 
-`benchmark.py feature-cache PHOTO [PHOTO ...]`, a training step in bfloat16 with cached features of the frozen stages,
+`benchmark.py feature-cache IMAGE [IMAGE ...]`, a training step in bfloat16 with cached features of the frozen stages,
 and one that decodes and encodes its images in the same process: what `--feature-cache none` costs without workers.
 
-`benchmark.py captioning PHOTO [PHOTO ...]`, a caption of a trained captioner: beside the textbook loop, and beside the
+`benchmark.py captioning IMAGE [IMAGE ...]`, a caption of a trained captioner: beside the textbook loop, and beside the
 encoder's pass alone, the least that a caption of these weights can take. `--onnx FOLDER` adds an exported captioner.
 
 `benchmark.py files FOLDER`, images a second from files on disk, as `showattend caption` captions them.
 
-Each line is measured in a process of its own, so that neither memory nor compiled code mixes.
+Each cell of the first two tables and each line of the others is measured in a process of its own.
 """
 
 import argparse
@@ -41,8 +41,9 @@ from showattend.captioning.inputs import image_suffixes, list_files
 from showattend.captioning.loading import load
 from showattend.captioning.stream import caption_stream
 from showattend.checkpoints import load_captioner
+from showattend.command_line import whole_number
 from showattend.data.batches import POOL
-from showattend.export.onnx_captioner import OnnxCaptioner
+from showattend.export.onnx_captioner import SETTINGS_FILE, OnnxCaptioner
 from showattend.training.textbook import textbook_caption, textbook_loss
 
 WARM_UP_STEPS = 3
@@ -66,27 +67,40 @@ def caption_batches(batch_size: int, steps: int, vocab_size: int) -> list[torch.
     return batches
 
 
-def measure_training(loop: str, dtype: str, vocab_size: int, batch_size: int, steps: int) -> tuple[float, float]:
-    """Milliseconds of the median step (loss, gradients, optimizer), and the process's peak memory in MiB."""
-    torch.manual_seed(0)
-    model = ShowAttendForConditionalGeneration(ShowAttendConfig(vocab_size=vocab_size)).train()
-    optimizer = torch.optim.Adam(model.decoder.parameters(), lr=3e-4, fused=True)
-    image_features = torch.randn(batch_size, 49, model.config.encoder_dim).relu()
-    batches = caption_batches(batch_size, steps, vocab_size)
+def median_step(
+    model: ShowAttendForConditionalGeneration,
+    loss_of: Callable[[torch.Tensor], torch.Tensor],
+    batches: list[torch.Tensor],
+    dtype: str = "bfloat16",
+) -> float:
+    """Milliseconds of the median step: loss of a batch's labels, gradients, optimizer."""
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     times = []
     for labels in batches[:WARM_UP_STEPS] + batches:
         start = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-            if loop == "textbook":
-                loss = textbook_loss(model, image_features, labels, CAPTION_LENGTH)
-            else:
-                loss = model(image_features=image_features, labels=labels, skip_logits=True).loss
+            loss = loss_of(labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times[-len(batches) :])
+
+
+def measure_training(loop: str, dtype: str, vocab_size: int, batch_size: int, steps: int) -> tuple[float, float]:
+    """Milliseconds of the median step, and the process's peak memory in MiB."""
+    torch.manual_seed(0)
+    model = ShowAttendForConditionalGeneration(ShowAttendConfig(vocab_size=vocab_size)).train()
+    image_features = torch.randn(batch_size, 49, model.config.encoder_dim).relu()
+
+    def loss_of(labels: torch.Tensor) -> torch.Tensor:
+        if loop == "textbook":
+            return textbook_loss(model, image_features, labels, CAPTION_LENGTH)
+        return model(image_features=image_features, labels=labels, skip_logits=True).loss
+
+    milliseconds = median_step(model, loss_of, caption_batches(batch_size, steps, vocab_size), dtype)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    return 1000 * statistics.median(times[-len(batches) :]), peak
+    return milliseconds, peak
 
 
 def training_table(batch_size: int, vocab_sizes: list[int], dtypes: list[str], steps: int) -> str:
@@ -96,13 +110,9 @@ def training_table(batch_size: int, vocab_sizes: list[int], dtypes: list[str], s
     ]
     for vocab_size in vocab_sizes:
         for dtype in dtypes:
-            results = []
-            for loop in ("textbook", "ours"):
-                with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-                    results.append(
-                        process.submit(measure_training, loop, dtype, vocab_size, batch_size, steps).result()
-                    )
-            (textbook, textbook_peak), (ours, ours_peak) = results
+            setting = dtype, vocab_size, batch_size, steps
+            textbook, textbook_peak = in_own_process(measure_training, "textbook", *setting)
+            ours, ours_peak = in_own_process(measure_training, "ours", *setting)
             lines.append(
                 f"| {vocab_size:,} | {dtype} | {textbook:.0f} | {ours:.0f} | {textbook / ours:.1f} "
                 f"| {textbook_peak:,.0f} | {ours_peak:,.0f} |"
@@ -113,43 +123,27 @@ def training_table(batch_size: int, vocab_sizes: list[int], dtypes: list[str], s
 # --- a training step from images ---
 
 
-def measure_images(stages: int, cached: bool, photos: list[str], steps: int) -> float:
+def measure_images(stages: int, cached: bool, images: list[str], steps: int) -> float:
     """Milliseconds of the median step in bfloat16, 16 images with 5 captions each, by the encoder's trained stages."""
     torch.manual_seed(0)
     model = ShowAttendForConditionalGeneration(ShowAttendConfig(vocab_size=4000, finetune_last_stages=stages)).train()
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     processor = ShowAttendImageProcessor()
-    files = [photos[number % len(photos)] for number in range(16)]
-    inputs: dict[str, torch.Tensor] = {}
-    if cached:
-        with torch.inference_mode():
-            pixel_values = processor([load_image(file) for file in files], return_tensors="pt")["pixel_values"]
-            features = model.encoder.frozen_features(pixel_values)
-        inputs["image_features"] = features.half().clone()
-    times = []
-    for labels in caption_batches(16 * 5, WARM_UP_STEPS + steps, 4000):
-        start = time.perf_counter()
-        if not cached:
-            inputs["pixel_values"] = processor([load_image(file) for file in files], return_tensors="pt")[
-                "pixel_values"
-            ]
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model(**inputs, labels=labels, skip_logits=True).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times[WARM_UP_STEPS:])
+    files: Any = [images[number % len(images)] for number in range(16)]
+    with torch.no_grad():
+        features = model.encoder.frozen_features(processor(files, return_tensors="pt")["pixel_values"]).half()
+
+    def loss_of(labels: torch.Tensor) -> torch.Tensor:
+        inputs = {"image_features": features} if cached else processor(files, return_tensors="pt")
+        return model(**inputs, labels=labels, skip_logits=True).loss
+
+    return median_step(model, loss_of, caption_batches(16 * 5, steps, 4000))
 
 
-def feature_cache_table(photos: list[str], steps: int) -> str:
+def feature_cache_table(images: list[str], steps: int) -> str:
     lines = ["| trained stages | features cached, ms | decoded and encoded, ms |", "|---:|---:|---:|"]
     for stages in (0, 1, 2):
-        cells = []
-        for cached in (True, False):
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-                cells.append(process.submit(measure_images, stages, cached, photos, steps).result())
-        lines.append(f"| {stages} | {cells[0]:.0f} | {cells[1]:.0f} |")
+        cached, encoded = (in_own_process(measure_images, stages, cached, images, steps) for cached in (True, False))
+        lines.append(f"| {stages} | {cached:.0f} | {encoded:.0f} |")
     return "\n".join(lines)
 
 
@@ -171,7 +165,7 @@ def median_seconds(work: Callable[[], object], seconds: float) -> float:
 
 
 def measure_captioning(
-    variant: str, checkpoint: str, onnx: str | None, photos: list[str], seconds: float
+    variant: str, checkpoint: str, onnx: str | None, paths: list[str], seconds: float
 ) -> list[tuple[float, float] | None]:
     """Seconds of a batch, and of the float32 encoder alone on it, for each of BATCHES_AND_BEAMS that it can do."""
     dtype = torch.bfloat16 if variant == "bfloat16" else torch.float32
@@ -192,7 +186,7 @@ def measure_captioning(
         if batch_size > 1 and one_by_one:
             results.append(None)
             continue
-        files = [photos[number % len(photos)] for number in range(batch_size)]
+        files = [paths[number % len(paths)] for number in range(batch_size)]
         # As large as the network takes them: only ONNX's times include the resizing, which is then next to nothing.
         size = processor.image_processor.size
         images = [load_image(file).resize((size["width"], size["height"])) for file in files]
@@ -229,36 +223,35 @@ def measure_files(checkpoint: str, dtype: str, files: list[str], num_beams: int)
     return len(files) / seconds, sum(isinstance(outcome, Exception) for outcome in outcomes)
 
 
-def files_table(checkpoint: str, onnx: str | None, photos: list[str], num_beams: int) -> str:
-    files = list(list_files(photos, image_suffixes(), print))
+def precisions_in(onnx: str | None) -> list[str]:
+    return list(json.loads((Path(onnx) / SETTINGS_FILE).read_text())["files"]) if onnx else []
+
+
+def files_table(checkpoint: str, onnx: str | None, images: list[str], num_beams: int) -> str:
+    files = list(list_files(images, image_suffixes(), print))
     variants = [("torch", str(checkpoint), dtype) for dtype in ("float32", "bfloat16")]
-    if onnx:
-        precisions = json.loads((Path(onnx) / "captioner.json").read_text())["files"]
-        variants += [("ONNX", onnx, precision) for precision in precisions]
+    variants += [("ONNX", str(onnx), precision) for precision in precisions_in(onnx)]
     lines = [
         f"| {len(files):,} files, {num_beams} beams, batch 32 | images a second | times the first |",
         "|---|---:|---:|",
     ]
     first = 0.0
     for library, folder, dtype in variants:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-            rate, errors = process.submit(measure_files, folder, dtype, files, num_beams).result()
+        rate, errors = in_own_process(measure_files, folder, dtype, files, num_beams)
         first = first or rate
         lines.append(f"| {library}, {dtype} | {rate:.1f} | {rate / first:.1f} |")
     return "\n".join([*lines, "", f"{errors} of the files could not be read."])
 
 
-def captioning_table(checkpoint: str, onnx: str | None, photos: list[str], seconds: float) -> str:
-    precisions = list(json.loads((Path(onnx) / "captioner.json").read_text())["files"]) if onnx else []
+def captioning_table(checkpoint: str, onnx: str | None, images: list[str], seconds: float) -> str:
     headings = [f"batch {size}, {'greedy' if beams == 1 else f'beam {beams}'}" for size, beams in BATCHES_AND_BEAMS]
     lines = [
-        "| ms a photo (times the encoder alone) | " + " | ".join(headings) + " |",
+        "| ms an image (times the encoder alone) | " + " | ".join(headings) + " |",
         "|---|" + "---:|" * len(headings),
     ]
     encoders: list[list[float]] = [[] for _ in headings]
-    for variant in [*TORCH_VARIANTS, *(f"ONNX, {precision}" for precision in precisions)]:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-            results = process.submit(measure_captioning, variant, checkpoint, onnx, photos, seconds).result()
+    for variant in [*TORCH_VARIANTS, *(f"ONNX, {precision}" for precision in precisions_in(onnx))]:
+        results = in_own_process(measure_captioning, variant, checkpoint, onnx, images, seconds)
         cells = []
         for (size, _), result, of_column in zip(BATCHES_AND_BEAMS, results, encoders, strict=True):
             if result is None:
@@ -271,10 +264,10 @@ def captioning_table(checkpoint: str, onnx: str | None, photos: list[str], secon
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     medians = " | ".join(f"{statistics.median(times):.1f} (1)" for times in encoders)
     lines.insert(2, f"| the encoder alone, float32 | {medians} |")
-    files = [*islice(cycle(photos), 256)]
+    files = [*islice(cycle(images), 256)]
     rates = {beams: measure_files(str(checkpoint), "float32", files, beams)[0] for beams in (1, 5)}
     from_files = f"{rates[1]:.1f} greedy, {rates[5]:.1f} with 5 beams"
-    return "\n".join([*lines, "", f"Photos a second from files, batch 32, float32: {from_files}."])
+    return "\n".join([*lines, "", f"Images a second from files, batch 32, float32: {from_files}."])
 
 
 def machine() -> str:
@@ -288,51 +281,45 @@ def machine() -> str:
     )
 
 
-def at_least(minimum: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least {minimum}")
-        return int(text)
-
-    return number
+def in_own_process(measure: Callable[..., Any], *arguments: Any) -> Any:
+    """So that neither memory nor compiled code mixes with other lines'."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(measure, *arguments).result()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     modes = parser.add_subparsers(dest="mode", required=True)
     training = modes.add_parser("training", help="a training step, ours beside the textbook loop")
-    training.add_argument("--batch-size", "--batch_size", type=at_least(1), default=32, help="default: 32")
+    training.add_argument("--batch-size", type=whole_number(1), default=32, help="default: 32")
     training.add_argument(
-        *["--vocab-sizes", "--vocab_sizes"],
-        type=at_least(102),  # [CLS] is number 101
+        "--vocab-sizes",
+        type=whole_number(102),  # [CLS] is number 101
         nargs="+",
         default=[30522, 6644],
         help="default: 30522 as bert-base-uncased, and 6644 as when pruned to Flickr8k",
     )
     training.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
-    training.add_argument("--steps", type=at_least(1), default=25, help="timed steps for each cell (default: 25)")
+    training.add_argument("--steps", type=whole_number(1), default=25, help="timed steps for each cell (default: 25)")
     feature_cache = modes.add_parser("feature-cache", help="a training step with a feature cache and without")
-    feature_cache.add_argument("photos", nargs="+", metavar="PHOTO")
-    feature_cache.add_argument("--steps", type=at_least(1), default=10, help="timed steps for each cell (default: 10)")
+    feature_cache.add_argument("--steps", type=whole_number(1), default=10, help="timed steps a cell (default: 10)")
     captioning = modes.add_parser("captioning", help="a caption, beside the encoder's pass alone")
-    captioning.add_argument("photos", nargs="+", metavar="PHOTO")
-    captioning.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="folder or Hub id")
-    captioning.add_argument("--onnx", metavar="FOLDER", help="what scripts/export_onnx.py wrote")
     captioning.add_argument("--seconds", type=float, default=5.0, help="for each cell, at least (default: 5)")
     files = modes.add_parser("files", help="images a second from files on disk, with torch and ONNX Runtime")
-    files.add_argument("photos", nargs="+", metavar="PHOTO", help="files and folders")
-    files.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="folder or Hub id")
-    files.add_argument("--onnx", metavar="FOLDER", help="what scripts/export_onnx.py wrote")
-    files.add_argument("--num-beams", "--num_beams", type=at_least(1), default=5, help="default: 5")
+    files.add_argument("--num-beams", type=whole_number(1), default=5, help="default: 5")
+    for mode in (captioning, files):
+        mode.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="folder or Hub id")
+        mode.add_argument("--onnx", metavar="FOLDER", help="what showattend export-onnx wrote")
+    for mode in (feature_cache, captioning, files):
+        mode.add_argument("images", nargs="+", metavar="IMAGE")
     options = vars(parser.parse_args())
-    mode = options.pop("mode")
     tables: dict[str, Callable[..., str]] = {
         "training": training_table,
         "feature-cache": feature_cache_table,
         "captioning": captioning_table,
         "files": files_table,
     }
-    table = tables[mode](**options)
+    table = tables[options.pop("mode")](**options)
     print(f"{table}\n\n{machine()}\n`{shlex.join(['python', *sys.argv])}`")
 
 
