@@ -36,11 +36,11 @@ def main() -> None:
             page.set_default_timeout(120_000)
             page.goto(url)
             page.get_by_role("button", name=f"Example photo: {options.photo}").click()
-            page.wait_for_selector("#told:not(:empty)", state="attached")
+            page.wait_for_selector("#announcement:not(:empty)", state="attached")
             page.locator("#captions .word", has_text=options.word).first.hover()
             page.wait_for_timeout(1000)  # for the light to come
             Image.open(io.BytesIO(page.screenshot())).save(options.output_dir / name, quality=80, method=6)
-            print(f"{options.output_dir / name}\t{page.inner_text('#told')}")
+            print(f"{options.output_dir / name}\t{page.inner_text('#announcement')}")
         browser.close()
 
 

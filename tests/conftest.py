@@ -40,7 +40,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 @pytest.fixture
 def make_config() -> Callable[..., ShowAttendConfig]:
-    """Small sizes: a photo of 64x64 pixels becomes a grid of 2x2 features."""
+    """Small sizes: an image of 64x64 pixels becomes a grid of 2x2 features."""
 
     def make(**changes: Any) -> ShowAttendConfig:
         sizes = {"embed_size": 8, "attention_dim": 8, "decoder_dim": 16, "vocab_size": len(SPECIAL) + len(WORDS)}
@@ -81,15 +81,15 @@ def make_model(make_config: Callable[..., ShowAttendConfig]) -> Callable[..., Sh
 
 @pytest.fixture
 def image_features() -> torch.Tensor:
-    """Features of three photos, (3, 4, 512)."""
+    """Features of three images, (3, 4, 512)."""
     return 1.5 * torch.randn(3, 4, 512, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture
 def pixel_values() -> torch.Tensor:
-    """Two photos, (2, 3, 64, 64)."""
-    photos = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(2))
-    return torch.nn.functional.interpolate(photos, 64)
+    """Two images, (2, 3, 64, 64)."""
+    images = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(2))
+    return torch.nn.functional.interpolate(images, 64)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def draw(colour: str, shape: str) -> bytes:
-    """A JPEG of 64x64 pixels, no photo like its mirror image."""
+    """A JPEG of 64x64 pixels, no image like its mirror image."""
     image = Image.new("RGB", (64, 64), "black")
     pen = ImageDraw.Draw(image)
     if shape == "circle":
@@ -49,31 +49,31 @@ def captions_of(colour: str, shape: str) -> list[str]:
 
 def make_folder(folder: Path) -> Path:
     """`photos/` in Kaggle's layout, `vocab.txt` with all its words, `resnet18.safetensors` with random weights."""
-    photos = folder / "photos"
-    (photos / "Images").mkdir(parents=True)
+    images = folder / "photos"
+    (images / "Images").mkdir(parents=True)
     lines = ["image,caption"]
     words = {"unused"}
     for colour in COLOURS:
         for shape in SHAPES:
-            (photos / "Images" / f"{colour}_{shape}.jpg").write_bytes(draw(colour, shape))
+            (images / "Images" / f"{colour}_{shape}.jpg").write_bytes(draw(colour, shape))
             words.update(" ".join(captions_of(colour, shape)).lower().split())
             lines += [f'{colour}_{shape}.jpg,"{caption}"' for caption in captions_of(colour, shape)]
-    (photos / "captions.txt").write_text("\n".join(lines) + "\n")
+    (images / "captions.txt").write_text("\n".join(lines) + "\n")
     (folder / "vocab.txt").write_text("\n".join([*SPECIAL, *sorted(words)]) + "\n")
     save_file(encoder_weights(), folder / "resnet18.safetensors")
     return folder
 
 
 def encoder_weights() -> dict[str, torch.Tensor]:
-    """Of a ResNet-18, random, with the photos' statistics in its BatchNorms: else all features would be huge."""
+    """Of a ResNet-18, random, with the images' statistics in its BatchNorms: else all features would be huge."""
     torch.manual_seed(0)
     resnet = torchvision.models.resnet18(weights=None).train()
     for module in resnet.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
-    photos: Any = [draw(colour, shape) for colour in COLOURS for shape in SHAPES]
+    images: Any = [draw(colour, shape) for colour in COLOURS for shape in SHAPES]
     with torch.no_grad():
-        resnet(ShowAttendImageProcessor()(photos, return_tensors="pt")["pixel_values"])
+        resnet(ShowAttendImageProcessor()(images, return_tensors="pt")["pixel_values"])
     return dict(resnet.state_dict())
 
 

@@ -1,4 +1,4 @@
-// Draws where the network looked before a word as light on the photo, as showattend/attention does.
+// Draws where the network looked before a word as light on the image, as showattend/attention does.
 
 const SIDE = 56; // pixels of the light's canvas; the browser stretches it smoothly
 const AMBER = [255, 176, 32];
@@ -7,7 +7,7 @@ const NIGHT = [12, 10, 8];
 /**
  * Draws night where the network did not look and a warm glow where it did.
  *
- * @param {HTMLCanvasElement} canvas Lies over the whole photo.
+ * @param {HTMLCanvasElement} canvas Lies over the whole image.
  * @param {number[]} grid (rows * columns), the attention on each cell.
  */
 export function drawLight(canvas, grid, rows, columns) {

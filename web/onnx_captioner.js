@@ -1,4 +1,4 @@
-// The captioner that scripts/export_onnx.py wrote, as onnx_captioner.py runs it: the same graphs, searches and words.
+// The captioner that `showattend export-onnx` wrote, as onnx_captioner.py runs it: the same graphs, searches and words.
 
 import * as ort from "./runtime/ort.wasm.bundle.min.mjs";
 import { preprocess } from "./preprocess.js";
@@ -46,21 +46,21 @@ export class OnnxCaptioner {
   }
 
   /**
-   * Captions a photo as Python's OnnxCaptioner does.
+   * Captions an image as Python's OnnxCaptioner does.
    *
-   * @param {Blob} photo An image file.
+   * @param {Blob} image An image file.
    * @param {number} [numBeams] 1 for greedy search, more for beam search; else as captioner.json says.
    * @returns {Promise<{text: string, words: string[], grids: number[][]}>} For each word its attention on the cells of
    *   the grid, row by row; it sums to one.
-   * @throws {Error} If the photo cannot be read, with a sentence for the visitor.
+   * @throws {Error} If the image cannot be read, with a sentence for the visitor.
    */
-  async caption(photo, numBeams = this.settings.generation.num_beams) {
+  async caption(image, numBeams = this.settings.generation.num_beams) {
     const { preprocessing, generation } = this.settings;
-    const pixels = await preprocess(photo, preprocessing);
+    const pixels = await preprocess(image, preprocessing);
     const { values, keys, h, c } = await this.encoder.run({
       pixel_values: new ort.Tensor("float32", pixels, [1, 3, preprocessing.height, preprocessing.width]),
     });
-    // All captions belong to one photo and share its grid, so the graph's first dimension is 1.
+    // All captions belong to one image and share its grid, so the graph's first dimension is 1.
     const step = async (tokenIds, states) => {
       const shape = [1, tokenIds.length, this.settings.decoder_dim];
       const outputs = await this.decoder.run({

@@ -1,4 +1,4 @@
-// The page: takes a photo, shows its caption, and highlights where the network looked before each word.
+// The page: takes an image, shows its caption, and highlights where the network looked before each word.
 
 import { drawLight } from "./attention.js";
 
@@ -7,7 +7,7 @@ const BEAMS = [1, 2, 3, 4, 5, 10];
 const element = Object.fromEntries([...document.querySelectorAll("[id]")].map((node) => [node.id, node]));
 const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
 let settings; // captioner.json, once the model is there
-let photo; // the file that is shown
+let image; // the file that is shown
 let asked = 0; // the number of the last request to the worker: answers to earlier ones are ignored
 
 // The model
@@ -15,7 +15,7 @@ let asked = 0; // the number of the last request to the worker: answers to earli
 const answers = {
   progress({ loaded, total }) {
     const size = (bytes) => Math.round(bytes / 1e6);
-    tellLoading(loaded < total ? `Downloading the model: ${size(loaded)} of ${size(total)} MB` : "Starting the model …");
+    showLoading(loaded < total ? `Downloading the model: ${size(loaded)} of ${size(total)} MB` : "Starting the model …");
     element.progress.value = loaded / total;
   },
   ready(answer) {
@@ -26,12 +26,12 @@ const answers = {
       element.beams.append(new Option(number === 1 ? "1 (greedy)" : number, number, false, number === usual));
     }
     element.search.hidden = false;
-    if (photo) ask(); // to show that it is being captioned
+    if (image) ask(); // to show that it is being captioned
   },
   unusable({ message }) {
     clear();
-    element.loading.hidden = element.chooser.hidden = true; // no photo can be captioned, so none is accepted
-    tellError(message);
+    element.loading.hidden = element.chooser.hidden = true; // no image can be captioned, so none is accepted
+    showError(message);
   },
   caption({ number, text, words, grids }) {
     if (number === asked) showCaption(text, words, grids);
@@ -39,57 +39,57 @@ const answers = {
   failure({ number, message }) {
     if (number !== asked) return;
     clear();
-    tellError(message);
+    showError(message);
   },
 };
 worker.onmessage = ({ data }) => answers[data.kind](data);
 worker.onerror = () => answers.unusable({ message: "The page's own files are incomplete on the server: build it again." });
-tellLoading("Downloading the model …");
+showLoading("Downloading the model …");
 
-function tellLoading(text) {
+function showLoading(text) {
   element.loading.firstElementChild.textContent = text;
 }
 
-function tellError(text) {
+function showError(text) {
   element.error.textContent = text;
 }
 
-// The photo
+// The image
 
 function take(file) {
   if (!file || element.chooser.hidden) return;
-  photo = file;
-  URL.revokeObjectURL(element.photo.src);
-  element.photo.src = URL.createObjectURL(file);
+  image = file;
+  URL.revokeObjectURL(element.image.src);
+  element.image.src = URL.createObjectURL(file);
   ask();
 }
 
 function ask() {
   asked += 1;
-  tellError("");
+  showError("");
   showLight(null);
-  element.told.textContent = "";
+  element.announcement.textContent = "";
   element.hint.hidden = true;
   element.figure.hidden = false;
-  element.photo.alt = "Your photo";
+  element.image.alt = "Your photo";
   element.caption.className = "waiting";
   element.caption.replaceChildren(settings ? "Looking …" : "Waiting for the model …");
-  document.body.classList.add("told");
-  if (settings) worker.postMessage({ number: asked, photo, numBeams: Number(element.beams.value) });
+  document.body.classList.add("has-image");
+  if (settings) worker.postMessage({ number: asked, image, numBeams: Number(element.beams.value) });
 }
 
 function clear() {
-  photo = null;
+  image = null;
   element.figure.hidden = true;
   element.caption.replaceChildren();
-  document.body.classList.remove("told");
+  document.body.classList.remove("has-image");
 }
 
 element.file.addEventListener("change", () => {
   take(element.file.files[0]);
-  element.file.value = ""; // so that the same photo can be chosen again
+  element.file.value = ""; // so that the same image can be chosen again
 });
-element.beams.addEventListener("change", () => photo && ask());
+element.beams.addEventListener("change", () => image && ask());
 addEventListener("paste", ({ clipboardData }) => take(clipboardData.files[0]));
 addEventListener("dragover", (event) => {
   event.preventDefault();
@@ -102,7 +102,7 @@ addEventListener("drop", (event) => {
   take(event.dataTransfer.files[0]);
 });
 
-// The caption: highlights the photo for the word that is hovered or focused, else for the one that was pressed
+// The caption: highlights the image for the word that is hovered or focused, else for the one that was pressed
 
 function showCaption(text, words, grids) {
   const buttons = words.map((word, number) => {
@@ -114,8 +114,8 @@ function showCaption(text, words, grids) {
   });
   element.caption.className = "";
   element.caption.replaceChildren(...buttons.flatMap((button) => [" ", button]));
-  element.photo.alt = text || "Your photo";
-  element.told.textContent = text ? `${text}.` : "The network says nothing about this photo.";
+  element.image.alt = text || "Your photo";
+  element.announcement.textContent = text ? `${text}.` : "The network says nothing about this photo.";
   element.hint.hidden = !text;
 }
 

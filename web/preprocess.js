@@ -1,4 +1,4 @@
-// Turns a photo into `pixel_values` with the same numbers as onnx_captioner.py gets from Pillow for the same pixels.
+// Turns an image into `pixel_values` with the same numbers as onnx_captioner.py gets from Pillow for the same pixels.
 
 const STRIP = 256; // rows drawn at once: browsers limit the area of a canvas, and memory stays small
 const PRECISION_BITS = 22; // of the weights in Pillow's resampling of 8-bit images

@@ -9,12 +9,12 @@ loading.then(
   (error) => postMessage({ kind: "unusable", message: error.message }),
 );
 
-let turn = Promise.resolve(); // one photo after the other
-onmessage = ({ data: { number, photo, numBeams } }) => {
+let turn = Promise.resolve(); // one image after the other
+onmessage = ({ data: { number, image, numBeams } }) => {
   turn = turn.then(async () => {
     try {
       const captioner = await loading;
-      postMessage({ kind: "caption", number, ...(await captioner.caption(photo, numBeams)) });
+      postMessage({ kind: "caption", number, ...(await captioner.caption(image, numBeams)) });
     } catch (error) {
       postMessage({ kind: "failure", number, message: error.message });
     }

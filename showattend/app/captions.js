@@ -6,7 +6,7 @@ const focused = () => (element.contains(document.activeElement) ? document.activ
 const pressed = () => element.querySelector('.word[aria-pressed="true"]');
 
 function show(word) {
-  const shade = document.querySelector("#photo .shade");
+  const shade = document.querySelector("#image .shade");
   if (!shade) return;
   if (word) shade.style.backgroundImage = `url(${word.dataset.shade})`;
   shade.classList.toggle("on", Boolean(word));

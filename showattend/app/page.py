@@ -78,14 +78,14 @@ def build_page(
             elem_id="heading",
         )
         with gr.Column() as choosing:
-            image_input = gr.Image(label="Photo", show_label=False, height=300, buttons=[], elem_id="photo-input")
+            image_input = gr.Image(label="Photo", show_label=False, height=300, buttons=[], elem_id="image-input")
             error_view = gr.HTML(visible=False, elem_id="error")
             failed = gr.Textbox(visible=False)  # the path of the image that the error is about
             examples_view = gr.HTML(
                 examples_html(examples), visible=bool(examples), elem_id="examples", js_on_load=_script("examples.js")
             )
         with gr.Column(visible=False) as captioned:
-            image_view = gr.HTML(elem_id="photo")
+            image_view = gr.HTML(elem_id="image")
             captions_view = gr.HTML(elem_id="captions", js_on_load=_script("captions.js"))
             gr.HTML(
                 "<p>Point at a word, tap it or go through them with the arrow keys: "

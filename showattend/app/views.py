@@ -24,7 +24,8 @@ def image_html(image: Image.Image) -> str:
     """The image under a layer that a word's attention shades. Screen readers take the captions as its text."""
     return (
         f'<div class="frame" style="--ratio: {image.width / image.height:.4f}">'
-        f'<img src="{_jpeg(image, IMAGE_SIDE)}" alt="Your photo" aria-labelledby="told"><div class="shade"></div></div>'
+        f'<img src="{_jpeg(image, IMAGE_SIDE)}" alt="Your photo" aria-labelledby="announcement">'
+        '<div class="shade"></div></div>'
     )
 
 
@@ -41,10 +42,10 @@ def captions_html(captions: Sequence[AttendedCaption], growing: bool = False) ->
         lines.append(f'<p class="caption" role="group" aria-label="{name}">{words}</p>')
     if growing and not lines:
         lines.append('<p class="caption waiting">Looking …</p>')
-    told = "" if growing else " ".join(f"{caption.caption}." for caption in captions)
+    announced = "" if growing else " ".join(f"{caption.caption}." for caption in captions)
     return (
         f'<div class="captions{" growing" if growing else ""}">{"".join(lines)}</div>'
-        f'<p id="told" class="unseen" role="status">{escape(told)}</p>'
+        f'<p id="announcement" class="unseen" role="status">{escape(announced)}</p>'
     )
 
 

@@ -122,22 +122,22 @@ def find_pages(names: Iterable[str], report: Callable[[str], None]) -> Iterator[
             yield path, name if os.path.isdir(name) else str(Path(path).parent)  # noqa: PTH112 - of any length
 
 
-def _sidecar(photo: str) -> Path:
-    return Path(photo).parent / f"{Path(photo).stem}.txt"
+def _sidecar(image: str) -> Path:
+    return Path(image).parent / f"{Path(image).stem}.txt"
 
 
-def has_sidecar(photo: str) -> bool:
+def has_sidecar(image: str) -> bool:
     """Whether an image has its text file: `dog.txt` beside `dog.jpg`."""
-    return not is_url(photo) and os.path.lexists(_sidecar(photo))
+    return not is_url(image) and os.path.lexists(_sidecar(image))
 
 
-def write_sidecar(photo: str, caption: str) -> None:
+def write_sidecar(image: str, caption: str) -> None:
     """Write the caption beside the image; OSError if an image that differs only in its suffix has one there."""
-    if is_url(photo):
-        raise OSError(f"{photo}: there is no place for a text beside a URL")
-    path = _sidecar(photo)
+    if is_url(image):
+        raise OSError(f"{image}: there is no place for a text beside a URL")
+    path = _sidecar(image)
     if os.path.lexists(path):
-        raise FileExistsError(f"{photo}: {path} has been written for another photo")
+        raise FileExistsError(f"{image}: {path} has been written for another photo")
     _replace(path, f"{caption}\n".encode())
 
 

@@ -1,4 +1,4 @@
-"""The browser app: captions that grow, photos from strangers, the server's limits, and the page in a real Chromium."""
+"""The browser app: captions that grow, images from strangers, the server's limits, and the page in a real Chromium."""
 
 import importlib.util
 import io
@@ -47,23 +47,25 @@ def model(make_model: Callable[..., ShowAttendForConditionalGeneration]) -> Show
     return make_model(seed=0)
 
 
-def photo(seed: int, width: int = 96, height: int = 64) -> Image.Image:
+def image(seed: int, width: int = 96, height: int = 64) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> list[Path]:
+def images(tmp_path: Path) -> list[Path]:
     paths = [tmp_path / "first.png", tmp_path / "second.png"]
     for seed, path in zip((0, 7), paths, strict=True):
-        photo(seed).save(path)
+        image(seed).save(path)
     return paths
 
 
 @pytest.fixture
-def told(model: ShowAttendForConditionalGeneration, processor: ShowAttendProcessor, photos: list[Path]) -> list[str]:
-    """The greedy captions of `photos`."""
-    captions = [attend(model, processor, path, suppress_tokens=[0]).caption for path in photos]
+def greedy_captions(
+    model: ShowAttendForConditionalGeneration, processor: ShowAttendProcessor, images: list[Path]
+) -> list[str]:
+    """The greedy captions of `images`."""
+    captions = [attend(model, processor, path, suppress_tokens=[0]).caption for path in images]
     assert len(set(captions)) == 2 and all(len(set(caption.split())) > 1 for caption in captions)
     return captions
 
@@ -75,8 +77,8 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def url(model: ShowAttendForConditionalGeneration, processor: ShowAttendProcessor, photos: list[Path]) -> Iterator[str]:
-    with server.serving(model, processor, photos[:1], port=free_port()) as url:
+def url(model: ShowAttendForConditionalGeneration, processor: ShowAttendProcessor, images: list[Path]) -> Iterator[str]:
+    with server.serving(model, processor, images[:1], port=free_port()) as url:
         yield url.rstrip("/")
 
 
@@ -88,10 +90,10 @@ def test_streamed_captions_are_those_of_generate(
     model: ShowAttendForConditionalGeneration, processor: ShowAttendProcessor, settings: dict[str, Any]
 ) -> None:
     torch.manual_seed(5)
-    *growing, last = stream_captions(model, processor, photo(0), **settings)
+    *growing, last = stream_captions(model, processor, image(0), **settings)
     torch.manual_seed(5)
     generation = {("num_return_sequences" if name == "num_captions" else name): settings[name] for name in settings}
-    sequences = model.generate(**processor(images=photo(0), return_tensors="pt"), **generation, suppress_tokens=[0])
+    sequences = model.generate(**processor(images=image(0), return_tensors="pt"), **generation, suppress_tokens=[0])
     assert [caption.caption for caption in last] == processor.batch_decode(sequences, skip_special_tokens=True)
     if "num_beams" not in settings:
         lengths = [len(captions[0].words) for captions in growing]
@@ -103,17 +105,17 @@ def test_streamed_captions_are_those_of_generate(
 def test_streamed_attention_is_that_of_attend(
     model: ShowAttendForConditionalGeneration, processor: ShowAttendProcessor, num_beams: int
 ) -> None:
-    expected = attend(model, processor, photo(8), num_beams=num_beams, suppress_tokens=[0])
-    *_, (caption,) = stream_captions(model, processor, photo(8), num_beams=num_beams)
+    expected = attend(model, processor, image(8), num_beams=num_beams, suppress_tokens=[0])
+    *_, (caption,) = stream_captions(model, processor, image(8), num_beams=num_beams)
     assert caption.words == expected.words and len(caption.words) > 1
     np.testing.assert_allclose(caption.grids, expected.grids, atol=1e-6)
     assert (caption.box, caption.size) == (expected.box, expected.size)
 
 
-def test_samples_are_told_one_after_another(
+def test_samples_are_generated_one_after_another(
     model: ShowAttendForConditionalGeneration, processor: ShowAttendProcessor
 ) -> None:
-    states = list(stream_captions(model, processor, photo(0), num_captions=2, do_sample=True))
+    states = list(stream_captions(model, processor, image(0), num_captions=2, do_sample=True))
     counts = [len(captions) for captions in states]
     assert counts == sorted(counts) and set(counts) == {1, 2}
     first = states[counts.index(2) - 1][0].caption
@@ -125,7 +127,7 @@ def test_a_caption_ends_at_the_longest_length(
 ) -> None:
     model = make_model()
     model.decoder.fcn.bias.data[3] = -1e4  # never [SEP]
-    *_, (caption,) = stream_captions(model, processor, photo(0), max_length=6)
+    *_, (caption,) = stream_captions(model, processor, image(0), max_length=6)
     assert len(caption.words) == 5
 
 
@@ -135,7 +137,7 @@ def test_a_caption_ends_at_the_longest_length(
 def test_words_are_escaped_and_carry_their_own_attention(
     model: ShowAttendForConditionalGeneration, processor: ShowAttendProcessor
 ) -> None:
-    *_, captions = stream_captions(model, processor, photo(0))
+    *_, captions = stream_captions(model, processor, image(0))
     captions[0].words[0] = '<b>"'
     html = captions_html(captions)
     assert "<b>" not in html and "&lt;b&gt;&quot;" in html
@@ -162,7 +164,7 @@ def broken_files(folder: Path) -> dict[str, Path]:
     text, cut, bomb = folder / "text.jpg", folder / "cut.jpg", folder / "bomb.png"
     text.write_text("no photo")
     jpeg = io.BytesIO()
-    photo(0, 640, 480).save(jpeg, "JPEG")
+    image(0, 640, 480).save(jpeg, "JPEG")
     cut.write_bytes(jpeg.getvalue()[: len(jpeg.getvalue()) // 2])
     Image.new("1", (20_000, 20_000)).save(bomb)
     unreadable = "not a photo that can be read"
@@ -177,7 +179,7 @@ def test_a_broken_file_is_refused_without_telling_its_path(tmp_path: Path) -> No
 
 
 def test_the_pixels_are_counted_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    photo(0).save(tmp_path / "photo.png")
+    image(0).save(tmp_path / "photo.png")
     monkeypatch.setattr(uploads, "load_image", lambda *_: pytest.fail("it was decoded"))
     monkeypatch.setattr(uploads, "MAX_PIXELS", 96 * 64 - 1)
     with pytest.raises(OSError, match="too large"):
@@ -188,7 +190,7 @@ def test_the_pixels_are_counted_before_they_are_read(tmp_path: Path, monkeypatch
 
 
 def ask(url: str, path: Path, *controls: Any) -> list[str]:
-    """Send a photo as a separate client; return the caption's states and what a screen reader announces at the end."""
+    """Send an image as a separate client; return the caption's states and what a screen reader announces at the end."""
     client = Client(url, verbose=False, analytics_enabled=False)
     job = client.submit(handle_file(path), *(controls or (page.GREEDY, 3, 1, 3)), api_name="/page")
     job.result(timeout=120)
@@ -197,10 +199,12 @@ def ask(url: str, path: Path, *controls: Any) -> list[str]:
     return [*states, *re.findall(r'role="status">([^<]*)<', views[-1])]
 
 
-def test_two_people_at_once_get_their_own_captions_word_by_word(url: str, photos: list[Path], told: list[str]) -> None:
+def test_two_people_at_once_get_their_own_captions_word_by_word(
+    url: str, images: list[Path], greedy_captions: list[str]
+) -> None:
     with ThreadPoolExecutor(2) as people:
-        answers = list(people.map(partial(ask, url), photos))
-    for states, caption in zip(answers, told, strict=True):
+        answers = list(people.map(partial(ask, url), images))
+    for states, caption in zip(answers, greedy_captions, strict=True):
         assert states[-1] == f"{caption}."
         words = caption.split()
         assert [" ".join(words[:count]) for count in range(1, len(words))] == [
@@ -218,30 +222,30 @@ def test_programs_get_json(
     program: Callable[..., Any],
     model: ShowAttendForConditionalGeneration,
     processor: ShowAttendProcessor,
-    photos: list[Path],
+    images: list[Path],
 ) -> None:
     for num_beams in (1, 3):
-        answer = program(handle_file(photos[0]), num_beams=num_beams)
-        expected = attend(model, processor, photos[0], num_beams=num_beams, suppress_tokens=[0])
+        answer = program(handle_file(images[0]), num_beams=num_beams)
+        expected = attend(model, processor, images[0], num_beams=num_beams, suppress_tokens=[0])
         (caption,) = answer["captions"]
         assert caption["caption"] == expected.caption and caption["words"] == expected.words
         np.testing.assert_allclose(np.reshape(caption["grids"], expected.grids.shape), expected.grids, atol=1e-6)
         assert (tuple(answer["box"]), tuple(answer["size"])) == (expected.box, expected.size)
         captioner = TorchCaptioner(model, processor, num_beams=num_beams, suppress_tokens=[0])
-        [[(text, score)]] = captioner.caption([captioner.read(photos[0])])
+        [[(text, score)]] = captioner.caption([captioner.read(images[0])])
         assert (caption["caption"], caption["score"]) == (text, pytest.approx(score))
 
 
-def test_programs_compare_captions(program: Callable[..., Any], photos: list[Path]) -> None:
-    beams = program(handle_file(photos[0]), num_beams=4, num_captions=3)["captions"]
+def test_programs_compare_captions(program: Callable[..., Any], images: list[Path]) -> None:
+    beams = program(handle_file(images[0]), num_beams=4, num_captions=3)["captions"]
     assert len(beams) == 3 and len({caption["caption"] for caption in beams}) > 1
-    samples = program(handle_file(photos[0]), num_captions=4, do_sample=True, temperature=1.5)["captions"]
+    samples = program(handle_file(images[0]), num_captions=4, do_sample=True, temperature=1.5)["captions"]
     scores = [caption["score"] for caption in samples]
     assert len(scores) == 4 and scores == sorted(scores, reverse=True)
 
 
-def test_programs_meet_the_limits_of_the_page(program: Callable[..., Any], photos: list[Path], tmp_path: Path) -> None:
-    image = handle_file(photos[0])
+def test_programs_meet_the_limits_of_the_page(program: Callable[..., Any], images: list[Path], tmp_path: Path) -> None:
+    image = handle_file(images[0])
     for settings, message in (
         ({"num_beams": 11}, "num_beams must be from 1 to 10, not 11"),
         ({"num_beams": "two"}, "num_beams must be from 1 to 10, not 'two'"),
@@ -257,17 +261,17 @@ def test_programs_meet_the_limits_of_the_page(program: Callable[..., Any], photo
             with pytest.raises(AppError, match=reason):
                 program(handle_file(path))
     with pytest.raises(AppError, match="image must be an uploaded file"):
-        program(str(photos[0]))
+        program(str(images[0]))
     with pytest.raises(httpx.HTTPStatusError, match="403"):
-        program({"path": str(photos[0])})
+        program({"path": str(images[0])})
     (tmp_path / "large.jpg").write_bytes(b"0" * (uploads.MAX_BYTES + 1))
     with pytest.raises(Exception, match=r"413|too large|exceeds"):
         program(handle_file(tmp_path / "large.jpg"))
 
 
-def test_photos_are_uploads_and_nothing_else(url: str, tmp_path: Path, photos: list[Path]) -> None:
+def test_images_are_uploads_and_nothing_else(url: str, tmp_path: Path, images: list[Path]) -> None:
     secret = tmp_path / "secret.png"
-    photo(0).save(secret)
+    image(0).save(secret)
     with httpx.Client(base_url=url, timeout=60) as client:
         functions = client.get("/config").json()["dependencies"]
         number = next(function["id"] for function in functions if function["api_name"] == "page")
@@ -276,7 +280,7 @@ def test_photos_are_uploads_and_nothing_else(url: str, tmp_path: Path, photos: l
             body = {"data": data, "fn_index": number, "session_hash": "me"}
             return client.post("/gradio_api/queue/join", json=body).status_code
 
-        (upload,) = client.post("/gradio_api/upload", files={"files": photos[0].open("rb")}).json()
+        (upload,) = client.post("/gradio_api/upload", files={"files": images[0].open("rb")}).json()
         meta, controls = {"_type": "gradio.FileData"}, [page.GREEDY, 3, 1, 3]
         assert join([{"path": upload, "meta": meta}, *controls]) == 200
         for path in (
@@ -299,11 +303,11 @@ def test_photos_are_uploads_and_nothing_else(url: str, tmp_path: Path, photos: l
 def test_uploads_are_deleted_after_a_while_and_at_the_end(
     model: ShowAttendForConditionalGeneration,
     processor: ShowAttendProcessor,
-    photos: list[Path],
+    images: list[Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def upload(url: str) -> Path:
-        return Path(httpx.post(f"{url}gradio_api/upload", files={"files": photos[0].open("rb")}).json()[0])
+        return Path(httpx.post(f"{url}gradio_api/upload", files={"files": images[0].open("rb")}).json()[0])
 
     monkeypatch.setattr(page, "UPLOADS_KEPT", 1)
     monkeypatch.setattr(page, "UPLOADS_CHECKED", 1)
@@ -346,28 +350,30 @@ class Visitor:
         self.page.goto(url)
 
     def choose(self, path: Path) -> None:
-        self.page.set_input_files("#photo-input input[type=file]", path)
+        self.page.set_input_files("#image-input input[type=file]", path)
 
     def caption(self) -> str:
-        self.page.wait_for_selector("#told:not(:empty)", state="attached")
-        return str(self.page.inner_text("#told")).removesuffix(".")
+        self.page.wait_for_selector("#announcement:not(:empty)", state="attached")
+        return str(self.page.inner_text("#announcement")).removesuffix(".")
 
     def shade(self) -> str:
-        """What lies above the photo, or nothing."""
+        """What lies above the image, or nothing."""
         script = "e => e.classList.contains('on') ? e.style.backgroundImage : ''"
-        return str(self.page.locator("#photo .shade").evaluate(script))
+        return str(self.page.locator("#image .shade").evaluate(script))
 
     def word(self, number: int) -> Any:
         return self.page.locator("#captions .word").nth(number)
 
 
-def test_the_attention_changes_with_the_word(chromium: Any, url: str, photos: list[Path], told: list[str]) -> None:
+def test_the_attention_changes_with_the_word(
+    chromium: Any, url: str, images: list[Path], greedy_captions: list[str]
+) -> None:
     visitor, other = Visitor(chromium, url), Visitor(chromium, url)
-    visitor.choose(photos[0])
-    other.choose(photos[1])
-    assert [visitor.caption(), other.caption()] == told
+    visitor.choose(images[0])
+    other.choose(images[1])
+    assert [visitor.caption(), other.caption()] == greedy_captions
     other.window.close()
-    assert visitor.page.get_by_role("img", name=told[0]).count() == 1  # the caption is the photo's text
+    assert visitor.page.get_by_role("img", name=greedy_captions[0]).count() == 1  # the caption is the image's text
     assert visitor.shade() == ""
 
     shades = []
@@ -393,11 +399,11 @@ def test_the_attention_changes_with_the_word(chromium: Any, url: str, photos: li
 
 
 def test_the_page_is_complete_without_internet_and_fits_a_phone(
-    chromium: Any, url: str, photos: list[Path], told: list[str]
+    chromium: Any, url: str, images: list[Path], greedy_captions: list[str]
 ) -> None:
     visitor = Visitor(chromium, url, viewport={"width": 360, "height": 740}, has_touch=True, color_scheme="dark")
     visitor.page.get_by_role("button", name="Example photo: first").tap()
-    assert visitor.caption() == told[0]
+    assert visitor.caption() == greedy_captions[0]
     visitor.word(1).tap()
     assert visitor.shade() != ""
     visitor.page.get_by_role("button", name="How it chooses its words").tap()
@@ -407,32 +413,32 @@ def test_the_page_is_complete_without_internet_and_fits_a_phone(
     visitor.page.wait_for_selector("#captions .caption:nth-of-type(3)")
     visitor.page.set_viewport_size({"width": 360, "height": 450})
     visitor.page.locator("#captions .caption").last.evaluate("caption => caption.scrollIntoView({block: 'end'})")
-    assert visitor.page.locator("#photo").bounding_box()["y"] >= 0  # visible, for the light of the last word
+    assert visitor.page.locator("#image").bounding_box()["y"] >= 0  # visible, for the light of the last word
     assert visitor.page.evaluate("document.documentElement.scrollWidth") == 360
     assert [request for request in visitor.requests if not request.startswith((url, "data:", "blob:"))] == []
     visitor.window.close()
 
 
 def test_a_broken_file_gives_a_message_and_the_page_lives_on(
-    chromium: Any, url: str, photos: list[Path], told: list[str], tmp_path: Path
+    chromium: Any, url: str, images: list[Path], greedy_captions: list[str], tmp_path: Path
 ) -> None:
     visitor = Visitor(chromium, url)
     files = broken_files(tmp_path)
     for reason in ("not a photo that can be read", "damaged"):
         visitor.choose(files[reason])
         visitor.page.get_by_role("alert").filter(has_text=reason).wait_for()
-        visitor.page.locator("#photo-input img").wait_for(state="detached")  # removed: the next photo gets a new input
-    visitor.choose(photos[1])
-    assert visitor.caption() == told[1]
+        visitor.page.locator("#image-input img").wait_for(state="detached")  # removed: the next image gets a new input
+    visitor.choose(images[1])
+    assert visitor.caption() == greedy_captions[1]
     assert visitor.page.get_by_role("alert").count() == 0
     visitor.page.get_by_role("button", name="Another photo").click()
     visitor.page.get_by_role("button", name="Example photo: first").click()
-    visitor.page.locator("#told", has_text=told[0]).wait_for(state="attached")
+    visitor.page.locator("#announcement", has_text=greedy_captions[0]).wait_for(state="attached")
     visitor.window.close()
 
 
-def test_a_photo_that_is_chosen_while_others_are_served_is_told(
-    chromium: Any, url: str, photos: list[Path], told: list[str], monkeypatch: pytest.MonkeyPatch
+def test_a_image_that_is_chosen_while_others_are_served_is_captioned(
+    chromium: Any, url: str, images: list[Path], greedy_captions: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
@@ -442,19 +448,19 @@ def test_a_photo_that_is_chosen_while_others_are_served_is_told(
         yield from stream_captions(*arguments, **settings)
 
     visitor = Visitor(chromium, url)
-    visitor.choose(photos[0])
-    assert visitor.caption() == told[0]
+    visitor.choose(images[0])
+    assert visitor.caption() == greedy_captions[0]
     monkeypatch.setattr(page, "stream_captions", held)
     with ThreadPoolExecutor(1) as somebody_else:
-        answer = somebody_else.submit(ask, url, photos[0])
+        answer = somebody_else.submit(ask, url, images[0])
         assert begun.wait(timeout=120)
         visitor.page.get_by_role("button", name="Another photo").click()
         visitor.page.get_by_role("button", name="Example photo: first").wait_for()
-        visitor.choose(photos[1])
-        visitor.page.locator("#photo-input img").wait_for()
-        visitor.page.locator("#photo-input", has_text="queue").wait_for()
+        visitor.choose(images[1])
+        visitor.page.locator("#image-input img").wait_for()
+        visitor.page.locator("#image-input", has_text="queue").wait_for()
         go_on.set()
-        visitor.page.locator("#told", has_text=told[1]).wait_for(state="attached")
+        visitor.page.locator("#announcement", has_text=greedy_captions[1]).wait_for(state="attached")
         answer.result(timeout=120)
     visitor.window.close()
 

@@ -67,7 +67,7 @@ def test_falls_are_those_of_a_plain_loop(
         (covered, number): [] for covered in (MOST, LEAST, OWN, OTHER) for number in (1, 2)
     }
     looks = []
-    for image, picture in enumerate(IMAGES):
+    for number_of_image, picture in enumerate(IMAGES):
         attended = attend(model, processor, picture)
         ids = processor.tokenizer.convert_tokens_to_ids(attended.words)
         inputs = processor(images=picture, return_tensors="pt")
@@ -84,7 +84,7 @@ def test_falls_are_those_of_a_plain_loop(
             for number in (1, 2):
                 for covered, cells in orders.items():
                     after = covered_log_probability(model, inputs, ids, step, list(cells[:number]), pixels)
-                    expected[covered, number].append((image, before - after))
+                    expected[covered, number].append((number_of_image, before - after))
     assert len(expected[MOST, 1]) >= len(expected[OTHER, 1]) > 4
     for key, falls in expected.items():
         assert np.array(sorted(measured.falls[key])) == pytest.approx(np.array(sorted(falls)), abs=1e-3)

@@ -58,8 +58,8 @@ def test_a_panel_or_frame_a_word(caption: str, size: tuple[int, int], tmp_path: 
     assert re.search(r'width="(\d+)" height="(\d+)"', svg).groups() == tuple(map(str, sheet.size))  # type: ignore[union-attr]
     outside = sheet.copy()
     for number, (x, y, width, height) in enumerate(panels):
-        picture = np.asarray(sheet.crop((x, y, x + width, y + height)), dtype=int)
-        assert abs(picture - (90, 120, 150)).max() < 12 if number == 0 else picture.max() < 250
+        panel = np.asarray(sheet.crop((x, y, x + width, y + height)), dtype=int)
+        assert abs(panel - (90, 120, 150)).max() < 12 if number == 0 else panel.max() < 250
         assert abs(width / height - size[0] / size[1]) < 0.1 * size[0] / size[1]
         outside.paste("white", (x - 1, y - 1, x + width + 1, y + height + 1))
     # The rest is text, black on white.

@@ -134,11 +134,11 @@ def test_roots_of_pages(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_sidecars(tmp_path: Path) -> None:
-    photo = str(tmp_path / "my.dog.jpg")
-    assert not has_sidecar(photo)
-    write_sidecar(photo, "a dog")
+    image = str(tmp_path / "my.dog.jpg")
+    assert not has_sidecar(image)
+    write_sidecar(image, "a dog")
     assert (tmp_path / "my.dog.txt").read_text() == "a dog\n"
-    assert has_sidecar(photo)
+    assert has_sidecar(image)
     with pytest.raises(OSError, match=r"my.dog.png: .*my.dog.txt has been written for another photo"):
         write_sidecar(str(tmp_path / "my.dog.png"), "a cat")
     assert (tmp_path / "my.dog.txt").read_text() == "a dog\n"

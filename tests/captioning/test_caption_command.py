@@ -26,7 +26,7 @@ from showattend.commands.caption import main
 
 MakeModel = Callable[..., ShowAttendForConditionalGeneration]
 SCRIPT = ROOT / "scripts" / "caption.py"
-PHOTOS = [f"photos/{name}.jpg" for name in ("a", "b", "c", "d", "e", "f", "sub/g")]
+IMAGES = [f"photos/{name}.jpg" for name in ("a", "b", "c", "d", "e", "f", "sub/g")]
 
 
 class Done(NamedTuple):
@@ -48,11 +48,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, make_model: MakeModel, 
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """Six photos in a folder and one below; tests run beside it and name it `photos`."""
+def images(tmp_path: Path) -> Path:
+    """Six images in a folder and one below; tests run beside it and name it `photos`."""
     (tmp_path / "photos" / "sub").mkdir(parents=True)
     drawings = [(colour, shape) for shape in SHAPES for colour in COLOURS][1::2]
-    for path, (colour, shape) in zip(PHOTOS, drawings, strict=False):
+    for path, (colour, shape) in zip(IMAGES, drawings, strict=False):
         (tmp_path / path).write_bytes(draw(colour, shape))
     (tmp_path / "photos" / "notes.txt").write_text("no photo")
     return tmp_path / "photos"
@@ -60,10 +60,10 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(
-    checkpoint: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+    checkpoint: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> Iterator[Run]:
     """Runs the command in this process, beside the folder `photos`."""
-    monkeypatch.chdir(photos.parent)
+    monkeypatch.chdir(images.parent)
 
     def run(*arguments: object, stdin: bytes | None = b"", default_checkpoint: bool = False) -> Done:
         named = [] if default_checkpoint else [f"--checkpoint={checkpoint}"]
@@ -93,7 +93,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 # --- what is printed ---
 
 
-def test_one_photo_prints_one_sentence(run: Run) -> None:
+def test_one_image_prints_one_sentence(run: Run) -> None:
     one = run("photos/a.jpg")
     assert (one.code, one.errors, len(one.lines)) == (0, [], 1)
     assert "\t" not in one.lines[0]
@@ -104,14 +104,14 @@ def test_one_photo_prints_one_sentence(run: Run) -> None:
     )
 
 
-def test_several_photos_print_their_names(run: Run, photos: Path) -> None:
-    single = {name: run(name).lines[0] for name in PHOTOS}
+def test_several_images_print_their_names(run: Run, images: Path) -> None:
+    single = {name: run(name).lines[0] for name in IMAGES}
     assert len(set(single.values())) > 3
-    expected = [f"{name}\t{single[name]}" for name in PHOTOS]
+    expected = [f"{name}\t{single[name]}" for name in IMAGES]
     assert run("photos", "--batch-size=3") == (0, expected, [])
-    assert run(*PHOTOS[:2]).lines == expected[:2]
+    assert run(*IMAGES[:2]).lines == expected[:2]
     assert run("photos/*.jpg").lines == expected[:-1]
-    assert run("-", stdin="\0".join(PHOTOS).encode()).lines == expected
+    assert run("-", stdin="\0".join(IMAGES).encode()).lines == expected
     assert run("photos/sub").lines == expected[-1:]
     weird = "photos/new\nline \udcff.jpg"
     Path(weird).write_bytes(Path("photos/a.jpg").read_bytes())
@@ -134,7 +134,7 @@ def test_settings_reach_generate(run: Run) -> None:
 def test_output_files(run: Run) -> None:
     assert run("photos", "--output=captions.jsonl", "--num-captions=2") == (0, [], [])
     rows = read(Path("captions.jsonl"))
-    assert [row["path"] for row in rows] == [name for name in PHOTOS for _ in range(2)]
+    assert [row["path"] for row in rows] == [name for name in IMAGES for _ in range(2)]
     assert [set(row) for row in rows] == [{"path", "caption", "score"}] * 14
     assert run("photos", "--output=captions.csv", "--num-captions=2").code == 0
     with Path("captions.csv").open(newline="") as file:
@@ -145,16 +145,16 @@ def test_output_files(run: Run) -> None:
 @pytest.mark.parametrize("ending", ["jsonl", "csv"])
 def test_resume(run: Run, ending: str) -> None:
     broken = Path("photos/c.jpg")
-    photo = broken.read_bytes()
+    image = broken.read_bytes()
     whole, resumed = Path(f"whole.{ending}"), Path(f"resumed.{ending}")
     assert run("photos", f"--output={whole}").code == 0
     lines = whole.read_bytes().splitlines(keepends=True)
-    first = len(lines) - len(PHOTOS)
+    first = len(lines) - len(IMAGES)
     resumed.write_bytes(b"".join(lines[: first + 2]) + lines[first + 2][:20])
     broken.write_bytes(b"")
     assert run("photos", f"--output={resumed}", "--resume").code == 1
     assert resumed.read_bytes().splitlines(keepends=True) == lines[: first + 2] + lines[first + 3 :]
-    broken.write_bytes(photo)
+    broken.write_bytes(image)
     done = run("photos", f"--output={resumed}", "--resume")  # what failed is tried again
     assert done == (0, [], ["6 of the photos had their captions already"])
     assert sorted(resumed.read_bytes().splitlines(keepends=True)) == sorted(lines)
@@ -192,18 +192,18 @@ def test_each_failure_is_one_line_and_the_rest_goes_on(run: Run) -> None:
     assert run("-") == (0, [], [])
 
 
-def test_large_photos_are_captioned_without_a_warning(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_are_captioned_without_a_warning(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 - 1)
     done = run("photos")
     assert (done.code, len(done.lines), done.errors) == (0, 7, [])
 
 
-def test_urls(run: Run, photos: Path) -> None:
+def test_urls(run: Run, images: Path) -> None:
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *arguments: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(photos)))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(images)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         site = f"http://127.0.0.1:{server.server_port}"
@@ -259,7 +259,7 @@ def test_standard_input_that_is_closed(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "error", "told"),
+    ("function", "error", "message"),
     [
         (
             "command.print_columns",
@@ -274,13 +274,13 @@ def test_standard_input_that_is_closed(run: Run) -> None:
     ],
 )
 def test_a_disk_or_a_memory_that_is_full(
-    run: Run, monkeypatch: pytest.MonkeyPatch, function: str, error: Exception, told: str
+    run: Run, monkeypatch: pytest.MonkeyPatch, function: str, error: Exception, message: str
 ) -> None:
     def full(*arguments: object) -> None:
         raise error
 
     monkeypatch.setattr(f"showattend.captioning.{function}", full)
-    assert run("photos", "--batch-size=5") == (1, [], [f"error: {told}"])
+    assert run("photos", "--batch-size=5") == (1, [], [f"error: {message}"])
 
 
 def test_the_default_checkpoint(run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,7 +296,7 @@ def test_the_default_checkpoint(run: Run, checkpoint: Path, monkeypatch: pytest.
 
 
 def test_alt_texts_of_pages(run: Run) -> None:
-    caption = {name: run(name).lines[0] for name in PHOTOS}
+    caption = {name: run(name).lines[0] for name in IMAGES}
     page, other, whole = Path("photos/page.html"), Path("photos/sub/other.htm"), Path("photos/whole.html")
     page.write_text('<p>\n<img src="a.jpg"><img src="missing.jpg"><img alt="" src="b.jpg">\n<img src="/sub/g.jpg">')
     other.write_text('<img src="../b.jpg">')
@@ -325,12 +325,12 @@ def test_alt_texts_of_pages(run: Run) -> None:
     assert page.read_text() == f'<img alt="{caption["photos/a.jpg"]}" src="a.jpg"><img>'
 
 
-def test_alt_texts_beside_photos(run: Run) -> None:
+def test_alt_texts_beside_images(run: Run) -> None:
     caption = run("photos/b.jpg").lines[0]
     Path("photos/a.txt").write_text("my own words")
     shutil.copy("photos/b.jpg", "photos/b.jpeg")
     done = run("photos", "--alt-text=sidecar")
-    assert done.code == 1  # two photos, one text
+    assert done.code == 1  # two images, one text
     assert [line for line in done.errors if "b.txt" in line] == [
         "error: photos/b.jpg: photos/b.txt has been written for another photo"
     ]
@@ -344,7 +344,7 @@ def test_alt_texts_beside_photos(run: Run) -> None:
 # --- signals, pipes, processes ---
 
 
-def test_interrupted_at_once_with_what_was_done(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+def test_interrupted_at_once_with_what_was_done(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     output = tmp_path / "captions.jsonl"
     arguments = command(checkpoint, "-", "--batch-size=1", f"--output={output}")
     process = subprocess.Popen(
@@ -359,7 +359,7 @@ def test_interrupted_at_once_with_what_was_done(checkpoint: Path, photos: Path, 
     )
     assert process.stdin is not None
     # When it captions the first image it has read ahead to its limit, and then waits for names that do not come.
-    process.stdin.write("".join(f"{photo}\n" for photo in sorted(photos.glob("*.jpg"))[:3]))
+    process.stdin.write("".join(f"{image}\n" for image in sorted(images.glob("*.jpg"))[:3]))
     process.stdin.flush()
     deadline = time.monotonic() + 240
     while not (output.exists() and output.read_text()) and process.poll() is None and time.monotonic() < deadline:
@@ -368,11 +368,11 @@ def test_interrupted_at_once_with_what_was_done(checkpoint: Path, photos: Path, 
     code = process.wait(timeout=60)
     assert process.stderr is not None
     assert (code, process.stderr.read()) == (130, "")
-    assert [row["path"] for row in read(output)] == [str(photos / "a.jpg")]
+    assert [row["path"] for row in read(output)] == [str(images / "a.jpg")]
 
 
-def test_a_pipe_that_is_closed(checkpoint: Path, photos: Path) -> None:
-    names = f"{photos / 'a.jpg'}\n" * 200
+def test_a_pipe_that_is_closed(checkpoint: Path, images: Path) -> None:
+    names = f"{images / 'a.jpg'}\n" * 200
     arguments = command(checkpoint, "-", "--batch-size=1")
     process = subprocess.Popen(
         arguments, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -382,7 +382,7 @@ def test_a_pipe_that_is_closed(checkpoint: Path, photos: Path) -> None:
     assert process.stderr is not None
     process.stdin.write(names)
     process.stdin.close()
-    assert process.stdout.readline().startswith(f"{photos / 'a.jpg'}\t")
+    assert process.stdout.readline().startswith(f"{images / 'a.jpg'}\t")
     process.stdout.close()
     assert process.wait(timeout=240) == 141
     assert process.stderr.read() == ""
@@ -467,12 +467,12 @@ def test_prefixes_have_the_processors_tokens(exported: Path, processor: ShowAtte
     assert captioner.search.prefix == ()
 
 
-def test_torch_is_not_imported_for_an_exported_captioner(exported: Path, photos: Path) -> None:
+def test_torch_is_not_imported_for_an_exported_captioner(exported: Path, images: Path) -> None:
     code = (
         "import sys; from showattend.__main__ import main; assert main(sys.argv[1:]) == 0; "
         "print({'torch', 'transformers'} & set(sys.modules))"
     )
-    command = [sys.executable, "-c", code, "caption", str(photos), f"--checkpoint={exported}", "--prefix=a dog"]
+    command = [sys.executable, "-c", code, "caption", str(images), f"--checkpoint={exported}", "--prefix=a dog"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
     assert (done.returncode, done.stderr) == (0, "")
     *captions, modules = done.stdout.splitlines()

@@ -15,7 +15,7 @@ MakeModel = Callable[..., ShowAttendForConditionalGeneration]
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> list[str]:
+def images(tmp_path: Path) -> list[str]:
     """Seven different images of noise, two of them unreadable."""
     paths = [tmp_path / f"{number}.png" for number in range(7)]
     for number, path in enumerate(paths):
@@ -42,29 +42,29 @@ def captions(stream: Iterator[tuple[str, list[Caption] | Exception]]) -> dict[st
     ],
 )
 def test_captions_are_those_of_generate(
-    make_model: MakeModel, processor: ShowAttendProcessor, photos: list[str], settings: dict[str, Any]
+    make_model: MakeModel, processor: ShowAttendProcessor, images: list[str], settings: dict[str, Any]
 ) -> None:
     model = make_model()
     captioner = TorchCaptioner(model, processor, **settings)
-    told = captions(caption_stream(captioner, ((name, name) for name in photos), batch_size=3))
-    assert list(told) == photos
+    generated = captions(caption_stream(captioner, ((name, name) for name in images), batch_size=3))
+    assert list(generated) == images
     generation = {name: value for name, value in settings.items() if name != "prefix"}
-    for number, name in enumerate(photos):
+    for number, name in enumerate(images):
         if number in (2, 5):
-            assert isinstance(told[name], str)
-            assert f"cannot read {name}: " in told[name]
+            assert isinstance(generated[name], str)
+            assert f"cannot read {name}: " in generated[name]
             continue
         inputs = processor(images=name, text=settings.get("prefix"), return_tensors="pt")
         expected = processor.batch_decode(model.generate(**inputs, **generation), skip_special_tokens=True)
-        assert told[name] == expected
-    assert len({str(texts) for texts in told.values()}) > 4
+        assert generated[name] == expected
+    assert len({str(texts) for texts in generated.values()}) > 4
 
 
 def test_scores_are_mean_log_probabilities(
-    make_model: MakeModel, processor: ShowAttendProcessor, photos: list[str]
+    make_model: MakeModel, processor: ShowAttendProcessor, images: list[str]
 ) -> None:
     model = make_model()
-    two = [photos[0], photos[3]]
+    two = [images[0], images[3]]
     # Beam search divides the sum by length ** length_penalty.
     settings: dict[str, Any] = dict(num_beams=6, num_return_sequences=6, length_penalty=1.0)
     outputs = model.generate(
@@ -74,21 +74,21 @@ def test_scores_are_mean_log_probabilities(
         **settings,
     )
     assert ((outputs.sequences == 3).sum(dim=1) > 1).tolist() == [False] * 6 + [True] * 6  # padded to the longer
-    told = caption_stream(TorchCaptioner(model, processor, "a", **settings), zip(two, two, strict=True))
-    scores = [caption.score for _, captions in told if isinstance(captions, list) for caption in captions]
+    generated = caption_stream(TorchCaptioner(model, processor, "a", **settings), zip(two, two, strict=True))
+    scores = [caption.score for _, captions in generated if isinstance(captions, list) for caption in captions]
     assert scores == pytest.approx(outputs.sequences_scores.tolist(), abs=1e-5)
 
 
-def test_samples_come_best_first(make_model: MakeModel, processor: ShowAttendProcessor, photos: list[str]) -> None:
+def test_samples_come_best_first(make_model: MakeModel, processor: ShowAttendProcessor, images: list[str]) -> None:
     settings: dict[str, Any] = dict(do_sample=True, num_return_sequences=6, num_beams=1)
-    [(_, told)] = caption_stream(TorchCaptioner(make_model(), processor, **settings), [("", photos[0])])
-    assert not isinstance(told, Exception)
-    assert len({caption.text for caption in told}) > 1
-    assert told == sorted(told, key=lambda caption: -caption.score)
+    [(_, generated)] = caption_stream(TorchCaptioner(make_model(), processor, **settings), [("", images[0])])
+    assert not isinstance(generated, Exception)
+    assert len({caption.text for caption in generated}) > 1
+    assert generated == sorted(generated, key=lambda caption: -caption.score)
 
 
-def test_photos_are_read_as_they_are_needed(
-    make_model: MakeModel, processor: ShowAttendProcessor, photos: list[str]
+def test_images_are_read_as_they_are_needed(
+    make_model: MakeModel, processor: ShowAttendProcessor, images: list[str]
 ) -> None:
     listed = 0
 
@@ -96,7 +96,7 @@ def test_photos_are_read_as_they_are_needed(
         nonlocal listed
         while True:
             listed += 1
-            yield listed, photos[0]
+            yield listed, images[0]
 
     stream = caption_stream(TorchCaptioner(make_model(), processor), endless(), batch_size=2)
     for number in range(1, 12):
@@ -104,14 +104,14 @@ def test_photos_are_read_as_they_are_needed(
         assert listed <= number + 6
 
 
-def test_photos_of_different_sizes(make_model: MakeModel, processor: ShowAttendProcessor, photos: list[str]) -> None:
+def test_images_of_different_sizes(make_model: MakeModel, processor: ShowAttendProcessor, images: list[str]) -> None:
     processor.image_processor.size = {"shortest_edge": 64}
-    Image.open(photos[1]).resize((64, 128)).save(photos[1])
+    Image.open(images[1]).resize((64, 128)).save(images[1])
     captioner = TorchCaptioner(make_model(), processor)
-    told = captions(caption_stream(captioner, ((name, name) for name in photos)))
-    assert list(told) == photos
-    for name in photos[:2]:
-        assert captions(caption_stream(captioner, [(name, name)])) == {name: told[name]}
+    generated = captions(caption_stream(captioner, ((name, name) for name in images)))
+    assert list(generated) == images
+    for name in images[:2]:
+        assert captions(caption_stream(captioner, [(name, name)])) == {name: generated[name]}
 
 
 def test_settings_that_contradict(make_model: MakeModel, processor: ShowAttendProcessor) -> None:

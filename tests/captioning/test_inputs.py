@@ -24,13 +24,13 @@ def listed(*names: str) -> tuple[list[str], list[str]]:
     return list(list_files(names, image_suffixes(), reports.append)), reports
 
 
-def test_a_folder_gives_the_photos_in_it_and_below(folder: Path) -> None:
+def test_a_folder_gives_the_images_in_it_and_below(folder: Path) -> None:
     found = ["photos/a.PNG", "photos/b.jpg", "photos/sub/c.webp", "photos/sub/deep/d.gif"]
     assert listed("photos") == (found, [])
     assert listed("./photos") == ([f"./{path}" for path in found], [])
 
 
-def test_links_pipes_and_folders_named_like_photos(folder: Path) -> None:
+def test_links_pipes_and_folders_named_like_images(folder: Path) -> None:
     (folder / "sub" / "linked.jpg").symlink_to(folder / "b.jpg")
     (folder / "sub" / "nowhere.jpg").symlink_to("nothing")
     (folder / "sub" / "itself.jpg").symlink_to("itself.jpg")
@@ -58,7 +58,7 @@ def test_patterns(folder: Path) -> None:
     assert listed("photos/x[1].jpg") == (["photos/x[1].jpg"], [])
 
 
-def test_folders_without_photos(folder: Path) -> None:
+def test_folders_without_images(folder: Path) -> None:
     (folder / "empty").mkdir()
     assert listed("photos/empty") == ([], ["no file in the folder photos/empty ends in .jpg, .png or the like"])
     assert listed("photos")[1] == []

@@ -38,7 +38,7 @@ def test_what_is_written_is_read(tmp_path: Path, ending: str) -> None:
 
 @pytest.mark.parametrize("captions", [1, 2])
 @pytest.mark.parametrize("ending", ["jsonl", "csv"])
-def test_a_file_cut_anywhere_is_gone_on_from(tmp_path: Path, ending: str, captions: int) -> None:
+def test_a_file_cut_anywhere_is_resumed(tmp_path: Path, ending: str, captions: int) -> None:
     names = NAMES[: 8 - 2 * captions]
     whole = tmp_path / f"whole.{ending}"
     write(whole, names, captions)

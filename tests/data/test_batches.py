@@ -16,13 +16,13 @@ from showattend.data.features import FLIPPED, FeatureCache, image_digests
 MakeModel = Callable[..., ShowAttendForConditionalGeneration]
 
 
-def make_captions(photos: int = 23, captions: int = 5) -> list[Item]:
+def make_captions(images: int = 23, captions: int = 5) -> list[Item]:
     """One item per caption, each with 3 to 9 distinct tokens."""
     labels = [
-        [[100 * photo + caption] * (3 + (photo * caption) % 7) for caption in range(captions)]
-        for photo in range(photos)
+        [[100 * image + caption] * (3 + (image * caption) % 7) for caption in range(captions)]
+        for image in range(images)
     ]
-    names = [f"photo {photo}" for photo in range(photos)]
+    names = [f"photo {image}" for image in range(images)]
     return make_items(names, names, labels, captions_per_item=1)
 
 
@@ -94,7 +94,7 @@ def test_labels_are_counted_over_all_processes() -> None:
         assert epoch.num_labels(step) == sum(len(item.labels[0]) for item, _ in shares)
 
 
-def test_captions_of_a_photo_stand_together() -> None:
+def test_captions_of_a_image_stand_together() -> None:
     labels = [[[1], [2], [3], [4], [5]], [[6, 6], [7]], [[8]]]
     items = make_items("abc", ["a.jpg", "b.jpg", "c.jpg"], labels, captions_per_item=2)
     assert [(item.key, item.image_id, item.labels) for item in items] == [
@@ -105,12 +105,12 @@ def test_captions_of_a_photo_stand_together() -> None:
         ("c", "c.jpg", [[8]]),
     ]
     assert items[3].length == 2
-    # batch_size counts captions, and at least one photo is drawn
+    # batch_size counts captions, and at least one image is drawn
     assert [len(Epoch(items, size).steps[0]) for size in (1, 2, 4, 5)] == [1, 1, 2, 2]
 
 
 def test_flips_come_when_asked_and_half_the_time() -> None:
-    items = make_captions(photos=200)
+    items = make_captions(images=200)
     assert not any(flipped for step in drawn(Epoch(items, 8)) for _, flipped in step[0])
     flips = [flipped for step in drawn(Epoch(items, 8, flip=True)) for _, flipped in step[0]]
     assert 0.4 < sum(flips) / len(flips) < 0.6
@@ -118,20 +118,20 @@ def test_flips_come_when_asked_and_half_the_time() -> None:
 
 def test_random_crop() -> None:
     torch.manual_seed(0)
-    photos = torch.arange(3 * 2 * 8 * 8.0).view(3, 2, 8, 8)
+    images = torch.arange(3 * 2 * 8 * 8.0).view(3, 2, 8, 8)
     sizes, places = set(), set()
     for _ in range(60):
-        crop = random_crop(photos, 0.6)
+        crop = random_crop(images, 0.6)
         size = crop.shape[-1]
         assert crop.shape == (3, 2, size, size)
         sizes.add(size)
-        for photo, window in zip(photos, crop, strict=True):
-            top, left = divmod(int(window[0, 0, 0] - photo[0, 0, 0]), 8)
-            assert torch.equal(window, photo[:, top : top + size, left : left + size])
+        for image, window in zip(images, crop, strict=True):
+            top, left = divmod(int(window[0, 0, 0] - image[0, 0, 0]), 8)
+            assert torch.equal(window, image[:, top : top + size, left : left + size])
             places.add((size, top, left))
     assert sizes == {5, 6, 7, 8}
     assert {(5, 0, 0), (5, 3, 3)} <= places and {place[1:] for place in places if place[0] == 8} == {(0, 0)}
-    assert torch.equal(random_crop(photos, 1.0), photos)
+    assert torch.equal(random_crop(images, 1.0), images)
 
 
 # --- with features ---
@@ -142,11 +142,11 @@ def features(make_model: MakeModel, tmp_path: Path) -> FeatureCache:
     for shape in ("circle", "square", "triangle"):
         (tmp_path / f"{shape}.jpg").write_bytes(draw("red", shape))
     paths = [str(tmp_path / f"{shape}.jpg") for shape in ("circle", "square", "triangle")]
-    photos = Dataset.from_dict({"image": paths}, Features({"image": Image()}))
+    images = Dataset.from_dict({"image": paths}, Features({"image": Image()}))
     processor = ShowAttendImageProcessor(size={"height": 64, "width": 64})
     cache = FeatureCache(tmp_path / "cache", make_model().encoder, processor)
-    cache.build(photos, flipped=True)
-    assert list(cache.rows)[:3] == image_digests(photos)
+    cache.build(images, flipped=True)
+    assert list(cache.rows)[:3] == image_digests(images)
     return cache
 
 
@@ -163,7 +163,7 @@ def test_collate(features: FeatureCache) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_run_that_goes_on_sees_what_it_has_not_seen(features: FeatureCache, workers: int) -> None:
     names = list(features.rows)[:3]
-    items = make_items(names, names, [[[10 * photo + i, 3] for i in range(5)] for photo in range(3)], 1)
+    items = make_items(names, names, [[[10 * image + i, 3] for i in range(5)] for image in range(3)], 1)
     epoch = Epoch(items, 2, micro_batches=2, flip=True)
 
     def read(start: int) -> list[tuple[list[tuple[torch.Tensor, torch.Tensor]], int]]:

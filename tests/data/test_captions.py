@@ -31,15 +31,15 @@ def invented_captions(number: int, each: int = 2) -> Captions:
     return {f"{n:03}.jpg": [f"caption {k} of photo {n} ." for k in range(each)] for n in range(number)}
 
 
-def write_photo(path: Path, size: tuple[int, int] = (64, 48)) -> None:
+def write_image(path: Path, size: tuple[int, int] = (64, 48)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(list(path.name.encode())).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
 
 
-def write_kaggle(folder: Path, captions: Captions, photos: str = "Images") -> Path:
+def write_kaggle(folder: Path, captions: Captions, images: str = "Images") -> Path:
     for name in captions:
-        write_photo(folder / photos / name)
+        write_image(folder / images / name)
     with (folder / "captions.txt").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(
             [("image", "caption"), *((n, text) for n, texts in captions.items() for text in texts)]
@@ -47,9 +47,9 @@ def write_kaggle(folder: Path, captions: Captions, photos: str = "Images") -> Pa
     return folder
 
 
-def write_original(folder: Path, captions: Captions, photos: str = "Flicker8k_Dataset") -> Path:
+def write_original(folder: Path, captions: Captions, images: str = "Flicker8k_Dataset") -> Path:
     for name in captions:
-        write_photo(folder / photos / name)
+        write_image(folder / images / name)
     rows = [f"{name}#{k}\t{text}\n" for name, texts in captions.items() for k, text in enumerate(texts)]
     (folder / "Flickr8k.token.txt").write_text("".join(rows), encoding="utf-8")
     return folder
@@ -79,10 +79,10 @@ def check_columns(dataset: datasets.DatasetDict) -> None:
         assert rows[0]["image"].size == (64, 48)
 
 
-@pytest.mark.parametrize("photos", ["Images", "images"])
-def test_kaggle_layout(tmp_path: Path, photos: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("images", ["Images", "images"])
+def test_kaggle_layout(tmp_path: Path, images: str, caplog: pytest.LogCaptureFixture) -> None:
     captions = invented_captions(8)
-    dataset = load_captions(write_kaggle(tmp_path, captions, photos))
+    dataset = load_captions(write_kaggle(tmp_path, captions, images))
     check_columns(dataset)
     assert {split: len(rows) for split, rows in dataset.items()} == {"train": 6, "validation": 1, "test": 1}
     assert all_captions(dataset) == captions
@@ -90,10 +90,10 @@ def test_kaggle_layout(tmp_path: Path, photos: str, caplog: pytest.LogCaptureFix
     assert caplog.records[-1].levelno == logging.INFO
 
 
-@pytest.mark.parametrize("photos", ["Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "."])
-def test_original_layout(tmp_path: Path, photos: str) -> None:
+@pytest.mark.parametrize("images", ["Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "."])
+def test_original_layout(tmp_path: Path, images: str) -> None:
     captions = invented_captions(4)
-    write_original(tmp_path, captions, photos)
+    write_original(tmp_path, captions, images)
     write_splits(tmp_path, train=["003.jpg", "000.jpg"], dev=["001.jpg"], test=["002.jpg"])
     dataset = load_captions(str(tmp_path))
     check_columns(dataset)
@@ -109,7 +109,7 @@ def test_karpathy_layout(tmp_path: Path) -> None:
         for (name, texts), split in zip(captions.items(), splits, strict=True)
     ]
     for name in captions:
-        write_photo(tmp_path / "Images" / name)
+        write_image(tmp_path / "Images" / name)
     (tmp_path / "dataset_flickr8k.json").write_text(json.dumps({"dataset": "flickr8k", "images": images}))
     dataset = load_captions(tmp_path)
     check_columns(dataset)
@@ -119,7 +119,7 @@ def test_karpathy_layout(tmp_path: Path) -> None:
 
 def hub_rows(folder: Path, numbers: range, **columns: list) -> datasets.Dataset:
     for n in numbers:
-        write_photo(folder / f"{n:03}.jpg")
+        write_image(folder / f"{n:03}.jpg")
     rows = datasets.Dataset.from_dict({"image": [str(folder / f"{n:03}.jpg") for n in numbers], **columns})
     return rows.cast_column("image", datasets.Image())
 
@@ -153,8 +153,8 @@ def test_hub_dataset_with_a_split_column_and_no_names(monkeypatch: pytest.Monkey
     rows = hub_rows(
         tmp_path, range(4), captions=[[f"photo {n}"] for n in range(4)], split=["train", "test", "val", "odd"]
     )
-    photos = [{"bytes": Path(row["image"]["path"]).read_bytes(), "path": None} for row in undecoded(rows)]
-    rows = rows.remove_columns("image").add_column("image", photos)
+    images = [{"bytes": Path(row["image"]["path"]).read_bytes(), "path": None} for row in undecoded(rows)]
+    rows = rows.remove_columns("image").add_column("image", images)
     monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.DatasetDict(test=rows))
     dataset = load_captions("someone/photos")
     check_columns(dataset)
@@ -218,7 +218,7 @@ def test_a_hub_dataset_without_the_columns(
         load_captions("someone/words")
 
 
-def test_a_source_that_fits_no_layout_is_told_what_is_expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_that_fits_no_layout_says_what_is_expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(OSError, match=r"captions\.txt .*Flickr8k\.token\.txt .*dataset_flickr8k\.json") as error:
         load_captions(tmp_path / "empty")
@@ -262,7 +262,7 @@ def test_names_in_split_files_that_cannot_be_used(tmp_path: Path, caplog: pytest
 
 
 def test_an_image_in_two_of_karpathys_splits_is_held_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_photo(tmp_path / "a.jpg")
+    write_image(tmp_path / "a.jpg")
     images = [{"filename": "a.jpg", "split": split, "sentences": [{"raw": split}]} for split in ("train", "test")]
     (tmp_path / "dataset_flickr8k.json").write_text(json.dumps({"images": images}))
     assert ids(load_captions(tmp_path)) == {"test": ["a.jpg"]}
@@ -283,7 +283,7 @@ def test_the_split_is_by_image_seeded_and_does_not_depend_on_the_order_of_rows(t
     assert ids(load_captions(tmp_path / "one", seed=1)) != ids(first)
 
 
-def test_a_broken_row_or_photo_moves_no_other_image(tmp_path: Path) -> None:
+def test_a_broken_row_or_image_moves_no_other_image(tmp_path: Path) -> None:
     folder = write_kaggle(tmp_path, invented_captions(40))
     before = ids(load_captions(folder))
     bad = {before["test"][0], before["train"][3]}
@@ -318,7 +318,7 @@ def test_max_train_samples_must_be_positive(tmp_path: Path) -> None:
 
 def test_bad_rows_of_the_kaggle_layout(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("a.jpg", "b.jpg"):
-        write_photo(tmp_path / "Images" / name)
+        write_image(tmp_path / "Images" / name)
     rows = [
         b"\xef\xbb\xbfimage,caption",  # a byte order mark
         b'a.jpg,"A dog, a ball and a ""no dogs"" sign ."',
@@ -358,7 +358,7 @@ def test_bad_rows_of_the_kaggle_layout(tmp_path: Path, caplog: pytest.LogCapture
 
 
 def test_bad_rows_of_the_original_layout(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_photo(tmp_path / "Images" / "a.jpg")
+    write_image(tmp_path / "Images" / "a.jpg")
     rows = [
         '\N{BYTE ORDER MARK}a.jpg#0\tA caption , with a comma and a " quote .',
         "a.jpg.1#0\tthe name is wrong",
@@ -385,7 +385,7 @@ def test_bad_rows_of_the_original_layout(tmp_path: Path, caplog: pytest.LogCaptu
 
 
 def test_bad_rows_of_the_karpathy_layout(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_photo(tmp_path / "a.jpg")
+    write_image(tmp_path / "a.jpg")
     images = [
         {"filename": "a.jpg", "split": "train", "sentences": [{"raw": "kept"}, {"raw": " "}]},
         {"filename": "b.jpg", "split": "train"},
@@ -420,15 +420,15 @@ def test_a_csv_without_its_header_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
-def test_broken_photos_are_found_and_left_out(tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_broken_images_are_found_and_left_out(tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("whole", "empty", "half", "end", "text"):
-        write_photo(tmp_path / "Images" / f"{name}{suffix}", size=(320, 240))
-    photos = tmp_path / "Images"
-    whole = (photos / f"whole{suffix}").read_bytes()
-    (photos / f"empty{suffix}").write_bytes(b"")
-    (photos / f"half{suffix}").write_bytes(whole[: len(whole) // 2])
-    (photos / f"end{suffix}").write_bytes(whole[: -len(whole) // 50])
-    (photos / f"text{suffix}").write_text("not a photo")
+        write_image(tmp_path / "Images" / f"{name}{suffix}", size=(320, 240))
+    images = tmp_path / "Images"
+    whole = (images / f"whole{suffix}").read_bytes()
+    (images / f"empty{suffix}").write_bytes(b"")
+    (images / f"half{suffix}").write_bytes(whole[: len(whole) // 2])
+    (images / f"end{suffix}").write_bytes(whole[: -len(whole) // 50])
+    (images / f"text{suffix}").write_text("not a photo")
     names = ["whole", "empty", "half", "end", "text"]
     rows = [f"{name}{suffix},caption {k}\n" for name in names for k in range(2)]
     (tmp_path / "captions.txt").write_text("".join(["image,caption\n", *rows]))

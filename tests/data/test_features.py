@@ -17,8 +17,8 @@ from showattend.data.features import FLIPPED, FeatureCache, image_digests
 MakeModel = Callable[..., ShowAttendForConditionalGeneration]
 
 
-def make_photos(folder: Path, shape: str = "circle") -> Dataset:
-    """Four photos in files."""
+def make_images(folder: Path, shape: str = "circle") -> Dataset:
+    """Four images in files."""
     folder.mkdir()
     for colour in COLOURS:
         (folder / f"{colour}.jpg").write_bytes(draw(colour, shape))
@@ -28,8 +28,8 @@ def make_photos(folder: Path, shape: str = "circle") -> Dataset:
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Dataset:
-    return make_photos(tmp_path / "photos")
+def images(tmp_path: Path) -> Dataset:
+    return make_images(tmp_path / "photos")
 
 
 @pytest.fixture
@@ -59,67 +59,67 @@ class Counting:
         monkeypatch.setattr(cache.encoder, "frozen_features", self)
 
     def reset(self) -> None:
-        self.photos, self.batches = 0, -1  # each build begins with one blank photo, for the shape
+        self.images, self.batches = 0, -1  # each build begins with one blank image, for the shape
 
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
         if self.batches == self.interrupt_after:
             raise KeyboardInterrupt
         self.batches += 1
-        self.photos += len(pixel_values) if self.batches > 0 else 0
+        self.images += len(pixel_values) if self.batches > 0 else 0
         return self.compute(pixel_values)
 
 
-def expected(cache: FeatureCache, photos: Dataset, flipped: bool = False) -> torch.Tensor:
-    pixel_values = cache.image_processor(photos["image"][:], return_tensors="pt")["pixel_values"]
+def expected(cache: FeatureCache, images: Dataset, flipped: bool = False) -> torch.Tensor:
+    pixel_values = cache.image_processor(images["image"][:], return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
         return cache.encoder.frozen_features(pixel_values.flip(-1) if flipped else pixel_values)
 
 
 @pytest.mark.parametrize(("stages", "shape"), [(0, (4, 512)), (1, (256, 4, 4)), (2, (128, 8, 8))])
 def test_rows_are_the_frozen_features(
-    make_cache: Callable[..., FeatureCache], photos: Dataset, stages: int, shape: tuple[int, ...]
+    make_cache: Callable[..., FeatureCache], images: Dataset, stages: int, shape: tuple[int, ...]
 ) -> None:
     cache = make_cache(finetune_last_stages=stages)
-    cache.build(photos, flipped=True, batch_size=3)  # the last batch is smaller
-    digests = image_digests(photos)
+    cache.build(images, flipped=True, batch_size=3)  # the last batch is smaller
+    digests = image_digests(images)
     rows = cache.get(digests)
     assert rows.dtype == torch.float16 and rows.shape == (4, *shape)
-    torch.testing.assert_close(rows.float(), expected(cache, photos), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(rows.float(), expected(cache, images), rtol=2e-3, atol=2e-3)
     mirrored = cache.get([digest + FLIPPED for digest in digests])
-    torch.testing.assert_close(mirrored.float(), expected(cache, photos, flipped=True), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(mirrored.float(), expected(cache, images, flipped=True), rtol=2e-3, atol=2e-3)
     assert (rows - mirrored).abs().max() > 0.1
     assert torch.equal(cache.get([digests[2], digests[0], digests[2]]), rows[[2, 0, 2]])
 
 
 def test_another_run_finds_the_rows_and_adds_to_them(
-    make_cache: Callable[..., FeatureCache], photos: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    make_cache: Callable[..., FeatureCache], images: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    digests = image_digests(photos)
+    digests = image_digests(images)
     first = make_cache()
-    first.build(photos.select([0, 1]))
+    first.build(images.select([0, 1]))
     earlier = first.get(digests[:2])
     second = make_cache()
     seen = Counting(second, monkeypatch)
-    second.build(photos)
-    assert seen.photos == 2
+    second.build(images)
+    assert seen.images == 2
     assert torch.equal(second.get(digests[:2]), earlier)
     assert torch.equal(first.get(digests[:2]), earlier)  # the file grew under the run that was there before
     seen.reset()
-    second.build(make_photos(tmp_path / "elsewhere").shuffle(seed=1))  # the same bytes under other names and places
-    assert seen.photos == 0
+    second.build(make_images(tmp_path / "elsewhere").shuffle(seed=1))  # the same bytes under other names and places
+    assert seen.images == 0
     seen.reset()
-    second.build(make_photos(tmp_path / "others", shape="square"))  # other bytes under the same names
-    assert seen.photos == 4
-    torch.testing.assert_close(second.get(digests).float(), expected(second, photos), rtol=2e-3, atol=2e-3)
+    second.build(make_images(tmp_path / "others", shape="square"))  # other bytes under the same names
+    assert seen.images == 4
+    torch.testing.assert_close(second.get(digests).float(), expected(second, images), rtol=2e-3, atol=2e-3)
 
 
 def test_bfloat16_is_the_same_but_for_rounding(
-    make_model: MakeModel, image_processor: ShowAttendImageProcessor, tmp_path: Path, photos: Dataset
+    make_model: MakeModel, image_processor: ShowAttendImageProcessor, tmp_path: Path, images: Dataset
 ) -> None:
     rows = {}
     for dtype in (torch.float32, torch.bfloat16):
         cache = FeatureCache(tmp_path / "cache", make_model().encoder, image_processor, dtype)
-        rows[dtype] = cache.get(cache.build(photos)).float()
+        rows[dtype] = cache.get(cache.build(images)).float()
     error = (rows[torch.bfloat16] - rows[torch.float32]).abs().mean() / rows[torch.float32].abs().mean()
     assert 0 < error < 0.03
 
@@ -169,21 +169,21 @@ def test_what_training_changes_leaves_the_rows_valid(
 
 
 def test_interrupted_build_goes_on(
-    make_cache: Callable[..., FeatureCache], photos: Dataset, monkeypatch: pytest.MonkeyPatch
+    make_cache: Callable[..., FeatureCache], images: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = make_cache()
     Counting(cache, monkeypatch, interrupt_after=2)
     with pytest.raises(KeyboardInterrupt):
-        cache.build(photos, batch_size=1)
+        cache.build(images, batch_size=1)
     cache = make_cache()
     seen = Counting(cache, monkeypatch)
-    cache.build(photos, batch_size=1)
-    assert seen.photos == 2
-    torch.testing.assert_close(cache.get(image_digests(photos)).float(), expected(cache, photos), rtol=2e-3, atol=2e-3)
+    cache.build(images, batch_size=1)
+    assert seen.images == 2
+    torch.testing.assert_close(cache.get(image_digests(images)).float(), expected(cache, images), rtol=2e-3, atol=2e-3)
 
 
 def test_row_is_done_only_once_it_is_on_disk(
-    make_cache: Callable[..., FeatureCache], photos: Dataset, monkeypatch: pytest.MonkeyPatch
+    make_cache: Callable[..., FeatureCache], images: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(self: np.memmap) -> None:
         raise OSError("no disk")
@@ -192,51 +192,51 @@ def test_row_is_done_only_once_it_is_on_disk(
     with monkeypatch.context() as patch:
         patch.setattr(np.memmap, "flush", fail)
         with pytest.raises(OSError, match="no disk"):
-            cache.build(photos)
+            cache.build(images)
     assert not any((cache.folder / "done.uint8").read_bytes())
     cache = make_cache()
-    cache.build(photos)
+    cache.build(images)
     assert (cache.folder / "done.uint8").read_bytes() == b"\1" * 4
 
 
 def test_kill_before_the_index_is_written(
-    make_cache: Callable[..., FeatureCache], photos: Dataset, tmp_path: Path
+    make_cache: Callable[..., FeatureCache], images: Dataset, tmp_path: Path
 ) -> None:
-    """The files have room for photos that the index does not know, and there is half an index beside it."""
+    """The files have room for images that the index does not know, and there is half an index beside it."""
     cache = make_cache()
-    cache.build(photos.select([0]))
+    cache.build(images.select([0]))
     for name, size in (("features.float16", 2 * 4 * 512 * 9), ("done.uint8", 9)):
         with (cache.folder / name).open("ab") as file:
             file.truncate(size)
     (cache.folder / "rows.tmp").write_text('{"half an ind')
     cache = make_cache()
-    cache.build(photos)
-    torch.testing.assert_close(cache.get(image_digests(photos)).float(), expected(cache, photos), rtol=2e-3, atol=2e-3)
+    cache.build(images)
+    torch.testing.assert_close(cache.get(image_digests(images)).float(), expected(cache, images), rtol=2e-3, atol=2e-3)
 
 
-def test_room_is_checked_before_any_photo_is_encoded(
-    make_cache: Callable[..., FeatureCache], photos: Dataset, monkeypatch: pytest.MonkeyPatch
+def test_room_is_checked_before_any_image_is_encoded(
+    make_cache: Callable[..., FeatureCache], images: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = make_cache()
     seen = Counting(cache, monkeypatch)
     needed = 8 * 4 * 512 * 2
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
     with pytest.raises(OSError, match=r"^The features of 8 images need .* `cache_dir`\.$"):
-        cache.build(photos, flipped=True)
-    assert seen.photos == 0 and not (cache.folder / "features.float16").exists()
+        cache.build(images, flipped=True)
+    assert seen.images == 0 and not (cache.folder / "features.float16").exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed))
-    cache.build(photos, flipped=True)
+    cache.build(images, flipped=True)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
-    cache.build(photos)  # nothing is missing: no room is needed
+    cache.build(images)  # nothing is missing: no room is needed
 
 
 def test_unwritable_folder(
-    make_model: MakeModel, image_processor: ShowAttendImageProcessor, photos: Dataset, tmp_path: Path
+    make_model: MakeModel, image_processor: ShowAttendImageProcessor, images: Dataset, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
     cache = FeatureCache(tmp_path / "file" / "cache", make_model().encoder, image_processor)
     with pytest.raises(OSError, match=r"^The features' folder .*/file/cache/\w+ cannot be written \(.*`cache_dir`\.$"):
-        cache.build(photos)
+        cache.build(images)
 
 
 def test_get_before_build(make_cache: Callable[..., FeatureCache]) -> None:
@@ -244,10 +244,10 @@ def test_get_before_build(make_cache: Callable[..., FeatureCache]) -> None:
         make_cache().get(["0"])
 
 
-def test_rows_stay_on_disk_and_take_200_kilobytes(make_model: MakeModel, photos: Dataset, tmp_path: Path) -> None:
+def test_rows_stay_on_disk_and_take_200_kilobytes(make_model: MakeModel, images: Dataset, tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, make_model(encoder_name="resnet50").encoder, ShowAttendImageProcessor())
-    cache.build(photos.select([0]))
-    assert cache.get(image_digests(photos)[:1]).shape == (1, 49, 2048)
+    cache.build(images.select([0]))
+    assert cache.get(image_digests(images)[:1]).shape == (1, 49, 2048)
     assert isinstance(cache.features, np.memmap) and not cache.features.flags.writeable
     assert (cache.folder / "features.float16").stat().st_size == 49 * 2048 * 2 == 200_704
     assert list(json.loads((cache.folder / "rows.json").read_text()).values()) == [0]

@@ -10,7 +10,7 @@ from showattend.data.tokenization import SPECIAL_TOKENS, load_tokenizer, prune_t
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 # Laid out as BERT's: [PAD] first, unused rows before the other special tokens, characters, words, ## tokens.
-PIECES = [
+TOKENS = [
     *["[PAD]", "[unused0]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ",", "-", "'"],
     *CHARACTERS,
     *["dog", "doghouse", "horse", "horses", "run", "shirt", "the", "two"],
@@ -23,7 +23,7 @@ CAPTIONS = ["A Dog running .", "two horses, the doghouse", "a t-shirt on horseba
 @pytest.fixture
 def vocab_file(tmp_path: Path) -> Path:
     path = tmp_path / "pieces.txt"
-    path.write_text("\n".join(PIECES) + "\n", encoding="utf-8")
+    path.write_text("\n".join(TOKENS) + "\n", encoding="utf-8")
     return path
 
 
@@ -34,7 +34,7 @@ def tokenizer(vocab_file: Path) -> BertTokenizer:
 
 def test_a_vocabulary_file_is_loaded_whole_and_behaves_like_bert_uncased(tokenizer: BertTokenizer) -> None:
     assert type(tokenizer) is BertTokenizer
-    assert tokenizer.get_vocab() == {piece: index for index, piece in enumerate(PIECES)}
+    assert tokenizer.get_vocab() == {token: index for index, token in enumerate(TOKENS)}
     assert tokenizer.model_max_length == 512
     assert (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.cls_token_id) == (0, 3, 4)
     assert tokenizer.convert_ids_to_tokens(tokenizer("A Dog running . \N{SNOWMAN}").input_ids) == [
@@ -42,10 +42,10 @@ def test_a_vocabulary_file_is_loaded_whole_and_behaves_like_bert_uncased(tokeniz
     ]
 
 
-def test_windows_line_ends_do_not_change_the_pieces(tmp_path: Path) -> None:
+def test_windows_line_ends_do_not_change_the_tokens(tmp_path: Path) -> None:
     path = tmp_path / "vocab.txt"
-    path.write_bytes("\r\n".join(PIECES).encode())
-    assert load_tokenizer(path).get_vocab() == {piece: index for index, piece in enumerate(PIECES)}
+    path.write_bytes("\r\n".join(TOKENS).encode())
+    assert load_tokenizer(path).get_vocab() == {token: index for index, token in enumerate(TOKENS)}
 
 
 def test_a_folder_is_loaded_whether_saved_or_with_nothing_but_a_vocabulary(
@@ -53,7 +53,7 @@ def test_a_folder_is_loaded_whether_saved_or_with_nothing_but_a_vocabulary(
 ) -> None:
     tokenizer.save_pretrained(tmp_path / "saved")
     (tmp_path / "bare").mkdir()
-    (tmp_path / "bare" / "vocab.txt").write_text("\n".join(PIECES))
+    (tmp_path / "bare" / "vocab.txt").write_text("\n".join(TOKENS))
     for folder in ("saved", "bare"):
         loaded = load_tokenizer(tmp_path / folder)
         assert type(loaded) is BertTokenizer
@@ -84,9 +84,9 @@ def test_a_missing_vocabulary_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("\n".join(piece for piece in PIECES if piece != "[MASK]"), r"lacks \[MASK\]"),
+        ("\n".join(token for token in TOKENS if token != "[MASK]"), r"lacks \[MASK\]"),
         ("\n".join(SPECIAL_TOKENS), "only the special tokens"),
-        ("\n".join([*PIECES, "dog", "end"]), "stands there twice"),
+        ("\n".join([*TOKENS, "dog", "end"]), "stands there twice"),
         ("image,caption\na.jpg,a dog", r"lacks \[PAD\], \[UNK\]"),
     ],
 )
@@ -107,13 +107,13 @@ def test_a_tokenizer_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch)
         load_tokenizer("gpt2")
 
 
-def test_pruning_keeps_special_tokens_first_and_the_used_pieces_in_order(tokenizer: BertTokenizer) -> None:
+def test_pruning_keeps_special_tokens_first_and_the_used_tokens_in_order(tokenizer: BertTokenizer) -> None:
     pruned = prune_tokenizer(tokenizer, iter(["two dogs running"]))
-    pieces = sorted(pruned.get_vocab(), key=pruned.get_vocab().__getitem__)
-    words = [piece for piece in pieces if len(piece.removeprefix("##")) > 1]
+    tokens = sorted(pruned.get_vocab(), key=pruned.get_vocab().__getitem__)
+    words = [token for token in tokens if len(token.removeprefix("##")) > 1]
     assert words == [*SPECIAL_TOKENS, "dog", "run", "two", "##ning"]
-    assert pieces[:5] == list(SPECIAL_TOKENS)
-    assert pieces[5:] == [piece for piece in PIECES if piece in pieces[5:]]
+    assert tokens[:5] == list(SPECIAL_TOKENS)
+    assert tokens[5:] == [token for token in TOKENS if token in tokens[5:]]
     assert [pruned.pad_token_id, pruned.unk_token_id, pruned.cls_token_id, pruned.sep_token_id] == [0, 1, 2, 3]
     assert type(pruned) is BertTokenizer
     assert pruned.model_max_length == 512
@@ -135,7 +135,7 @@ def test_an_unseen_word_is_spelled_after_pruning(tokenizer: BertTokenizer) -> No
 
 
 def test_a_cased_tokenizer_stays_cased(tokenizer: BertTokenizer) -> None:
-    cased = BertTokenizer(vocab={**tokenizer.get_vocab(), "Dog": len(PIECES)}, do_lower_case=False)
+    cased = BertTokenizer(vocab={**tokenizer.get_vocab(), "Dog": len(TOKENS)}, do_lower_case=False)
     assert prune_tokenizer(cased, ["the Dog"]).tokenize("the Dog") == ["the", "Dog"]
 
 
@@ -176,7 +176,7 @@ def test_the_script_saves_a_tokenizer_of_the_train_captions(
     vocab = AutoTokenizer.from_pretrained(tmp_path / "pruned").get_vocab()
     assert {"the", "dog"} <= vocab.keys()
     assert not {"two", "horses"} & vocab.keys()
-    assert f"{len(vocab)} of {len(PIECES)} tokens" in capsys.readouterr().out
+    assert f"{len(vocab)} of {len(TOKENS)} tokens" in capsys.readouterr().out
 
     assert run_script("--dataset", data, "--tokenizer", tmp_path / "no.txt", "--output-dir", tmp_path / "pruned") == 2
     assert capsys.readouterr().err == f"error: there is no vocabulary file {tmp_path / 'no.txt'}\n"

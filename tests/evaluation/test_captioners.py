@@ -77,11 +77,11 @@ def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    photos = make_folder(tmp_path / "data") / "photos"
+def images(tmp_path: Path) -> Path:
+    images = make_folder(tmp_path / "data") / "photos"
     names = [f"{colour}_{shape}.jpg\n" for colour in COLOURS for shape in SHAPES]
-    (photos / "Flickr_8k.devImages.txt").write_text("".join(names[:7]))
-    return photos
+    (images / "Flickr_8k.devImages.txt").write_text("".join(names[:7]))
+    return images
 
 
 def make(kind: Callable[[Path], Any], folder: Path) -> Any:
@@ -97,15 +97,15 @@ def make(kind: Callable[[Path], Any], folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("kind", [vit_gpt2, blip, git])
-def test_captions_are_those_of_generate(kind: Callable[[Path], Any], photos: Path, tmp_path: Path) -> None:
+def test_captions_are_those_of_generate(kind: Callable[[Path], Any], images: Path, tmp_path: Path) -> None:
     model = make(kind, tmp_path)
-    figures = evaluate_checkpoint(str(tmp_path), str(photos), tmp_path / "out", batch_size=3, num_beams=2, max_length=9)
+    figures = evaluate_checkpoint(str(tmp_path), str(images), tmp_path / "out", batch_size=3, num_beams=2, max_length=9)
     assert figures["images"] == 7 and figures["generation"]["num_beams"] == 2
     assert figures["intervals"].keys() == figures["metrics"].keys()
     processor = load_any_captioner(tmp_path)[1]
     captions = {row["image_id"]: row["caption"] for row in json.loads((tmp_path / "out" / "captions.json").read_text())}
     for name, caption in captions.items():
-        inputs = processor([Image.open(photos / "Images" / name)])
+        inputs = processor([Image.open(images / "Images" / name)])
         assert inputs["pixel_values"].shape == (1, 3, 32, 32)
         sequences = model.generate(pixel_values=inputs["pixel_values"], num_beams=2, max_length=9)
         assert tokenizer().decode(sequences[0], skip_special_tokens=True) == caption
@@ -132,11 +132,11 @@ def test_two_processes_measure_what_one_does(kind: Callable[[Path], Any], photos
 
 
 @pytest.mark.parametrize("kind", [blip, git])
-def test_captions_without_their_prompt(kind: Callable[[Path], Any], photos: Path, tmp_path: Path) -> None:
+def test_captions_without_their_prompt(kind: Callable[[Path], Any], images: Path, tmp_path: Path) -> None:
     model = make(kind, tmp_path)
     prompt = "A photo of"
     figures = evaluate_checkpoint(
-        str(tmp_path), str(photos), tmp_path / "out", batch_size=3, prompt=prompt, max_new_tokens=6
+        str(tmp_path), str(images), tmp_path / "out", batch_size=3, prompt=prompt, max_new_tokens=6
     )
     assert figures["generation"]["prompt"] == prompt
     captions = {row["image_id"]: row["caption"] for row in json.loads((tmp_path / "out" / "captions.json").read_text())}
@@ -146,7 +146,7 @@ def test_captions_without_their_prompt(kind: Callable[[Path], Any], photos: Path
         start = torch.cat([start, torch.tensor([[SEP]])], dim=1)  # which its generate cuts off
     decoder: Any = tokenizer()
     for name, caption in captions.items():
-        pixel_values = processor([Image.open(photos / "Images" / name)])["pixel_values"]
+        pixel_values = processor([Image.open(images / "Images" / name)])["pixel_values"]
         sequences = model.generate(pixel_values=pixel_values, input_ids=start.clone(), max_new_tokens=6)
         whole = decoder.decode(sequences[0], skip_special_tokens=True)
         assert whole.startswith("a photo of") and whole == f"a photo of {caption}".strip()
@@ -155,16 +155,16 @@ def test_captions_without_their_prompt(kind: Callable[[Path], Any], photos: Path
 
 def test_ours_takes_a_prompt(
     tmp_path: Path,
-    photos: Path,
+    images: Path,
     make_model: Callable[..., ShowAttendForConditionalGeneration],
     processor: ShowAttendProcessor,
 ) -> None:
     make_model().save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    evaluate_checkpoint(str(tmp_path), str(photos), tmp_path / "out", prompt="a photo of", max_length=9, num_beams=1)
+    evaluate_checkpoint(str(tmp_path), str(images), tmp_path / "out", prompt="a photo of", max_length=9, num_beams=1)
     model, processor = load_captioner(tmp_path)
     for row in json.loads((tmp_path / "out" / "captions.json").read_text()):
-        image = Image.open(photos / "Images" / row["image_id"])
+        image = Image.open(images / "Images" / row["image_id"])
         inputs = processor(images=image, text="a photo of", return_tensors="pt")
         [whole] = processor.batch_decode(model.generate(**inputs, max_length=9, num_beams=1), skip_special_tokens=True)
         assert whole == f"a photo of {row['caption']}".strip()

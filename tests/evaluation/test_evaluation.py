@@ -17,7 +17,7 @@ MakeModel = Callable[..., ShowAttendForConditionalGeneration]
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     return make_folder(tmp_path / "data") / "photos"
 
 
@@ -41,19 +41,19 @@ def run(*arguments: object, launch: bool = False, **variables: str) -> subproces
     return subprocess.run(command, env=environment(**variables), capture_output=True, text=True, timeout=300)
 
 
-def test_captions_and_figures(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+def test_captions_and_figures(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    figures = evaluate_checkpoint(str(checkpoint), str(photos), out, num_beams=2, max_length=9)
+    figures = evaluate_checkpoint(str(checkpoint), str(images), out, num_beams=2, max_length=9)
     results = json.loads((out / "captions.json").read_text())
     captions = {result["image_id"]: result["caption"] for result in results}
     assert len(captions) == len(results) == figures["images"] == 2  # an eighth of sixteen
     model, processor = load_captioner(checkpoint)
     for name, caption in captions.items():
-        inputs = processor(images=photos / "Images" / name, return_tensors="pt")
+        inputs = processor(images=images / "Images" / name, return_tensors="pt")
         expected = model.generate(**inputs, num_beams=2, max_length=9)
         assert processor.batch_decode(expected, skip_special_tokens=True) == [caption]
     references: dict[str, list[str]] = {name: [] for name in captions}
-    for line in (photos / "captions.txt").read_text().splitlines()[1:]:
+    for line in (images / "captions.txt").read_text().splitlines()[1:]:
         name, caption = line.split(",", 1)
         if name in references:
             references[name].append(caption.strip('"'))
@@ -66,12 +66,12 @@ def test_captions_and_figures(checkpoint: Path, photos: Path, tmp_path: Path) ->
         assert low <= figures["metrics"][name] <= high
 
 
-def test_two_processes_measure_what_one_does(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
-    # Of three photos one process gets two and the other one: nothing may be padded into the figures.
+def test_two_processes_measure_what_one_does(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    # Of three images one process gets two and the other one: nothing may be padded into the figures.
     names = [f"{name}.jpg\n" for name in ("red_circle", "blue_line", "white_square")]
-    (photos / "Flickr_8k.testImages.txt").write_text("".join(names))
+    (images / "Flickr_8k.testImages.txt").write_text("".join(names))
     script = ROOT / "scripts" / "evaluate.py"
-    shared = [f"--checkpoint={checkpoint}", f"--dataset={photos}", "--split=test", "--max_length", "9"]
+    shared = [f"--checkpoint={checkpoint}", f"--dataset={images}", "--split=test", "--max_length", "9"]
     written = []
     for processes in (1, 2):
         out = tmp_path / f"out-{processes}"
@@ -83,8 +83,8 @@ def test_two_processes_measure_what_one_does(checkpoint: Path, photos: Path, tmp
     assert json.loads(written[0][1])["images"] == 3
 
 
-def test_captions_of_something_else(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (photos / "Flickr_8k.devImages.txt").write_text("red_circle.jpg\nblue_line.jpg\nwhite_square.jpg\n")
+def test_captions_of_something_else(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (images / "Flickr_8k.devImages.txt").write_text("red_circle.jpg\nblue_line.jpg\nwhite_square.jpg\n")
     good = {name: f"a {name.replace('_', ' ')} on a dark background" for name in ("red_circle", "blue_line")}
     good["white_square"] = "a white square"
     results = [{"image_id": name, "caption": caption} for name, caption in good.items()]
@@ -92,7 +92,7 @@ def test_captions_of_something_else(photos: Path, tmp_path: Path, capsys: pytest
     rows = [{"path": f"x/{name}.jpg", "caption": text} for name in good for text in ("a dog runs", "unused")]
     (tmp_path / "poor.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    shared = ["--dataset", str(photos)]
+    shared = ["--dataset", str(images)]
     assert (
         evaluate.main([*shared, "--captions", str(tmp_path / "poor.jsonl"), "--output-dir", str(tmp_path / "a")]) == 0
     )
@@ -130,15 +130,15 @@ assert not {"torch", "torchvision", "accelerate"} & sys.modules.keys()
 """
 
 
-def test_captions_are_scored_without_torch(photos: Path, tmp_path: Path) -> None:
-    (photos / "Flickr_8k.devImages.txt").write_text("red_circle.jpg\nblue_line.jpg\n")
+def test_captions_are_scored_without_torch(images: Path, tmp_path: Path) -> None:
+    (images / "Flickr_8k.devImages.txt").write_text("red_circle.jpg\nblue_line.jpg\n")
     (tmp_path / "good.csv").write_text("path,caption\nred_circle.jpg,a red circle\nblue_line.jpg,a blue line\n")
     done = run(
         "-c",
         WITHOUT_TORCH,
         "evaluate",
         f"--captions={tmp_path}/good.csv",
-        f"--dataset={photos}",
+        f"--dataset={images}",
         f"--output-dir={tmp_path}/out",
     )
     assert done.returncode == 0, done.stderr
@@ -146,12 +146,12 @@ def test_captions_are_scored_without_torch(photos: Path, tmp_path: Path) -> None
 
 
 def test_captions_that_cannot_be_scored(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (photos / "Flickr_8k.devImages.txt").write_text("red_circle.jpg\nblue_line.jpg\n")
+    (images / "Flickr_8k.devImages.txt").write_text("red_circle.jpg\nblue_line.jpg\n")
     captions = tmp_path / "few.json"
     captions.write_text('[{"image_id": "red_circle", "caption": "a dog"}]')
-    arguments = ["--dataset", str(photos), "--captions", str(captions), "--output-dir", str(tmp_path / "out")]
+    arguments = ["--dataset", str(images), "--captions", str(captions), "--output-dir", str(tmp_path / "out")]
 
     def error(*more: str) -> str:
         with pytest.raises(SystemExit) as stopped:
@@ -167,14 +167,14 @@ def test_captions_that_cannot_be_scored(
     assert "has no test split" in error("--split", "test")
 
 
-def test_errors_of_the_evaluation(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+def test_errors_of_the_evaluation(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no test split: it has .*validation"):
-        (photos / "Flickr_8k.devImages.txt").write_text("red_circle.jpg\n")
-        evaluate_checkpoint(str(checkpoint), str(photos), tmp_path / "out", split="test")
+        (images / "Flickr_8k.devImages.txt").write_text("red_circle.jpg\n")
+        evaluate_checkpoint(str(checkpoint), str(images), tmp_path / "out", split="test")
     with pytest.raises(OSError, match=r"There is no checkpoint folder .*nowhere"):
-        evaluate_checkpoint(str(tmp_path / "nowhere"), str(photos), tmp_path / "out")
+        evaluate_checkpoint(str(tmp_path / "nowhere"), str(images), tmp_path / "out")
     with pytest.raises(OSError, match=r"holds no captioner that can be loaded"):
-        evaluate_checkpoint(str(photos), str(photos), tmp_path / "out")
+        evaluate_checkpoint(str(images), str(images), tmp_path / "out")
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"`output_dir` .*cannot be written"):
-        evaluate_checkpoint(str(checkpoint), str(photos), tmp_path / "file")
+        evaluate_checkpoint(str(checkpoint), str(images), tmp_path / "file")

@@ -70,7 +70,7 @@ def run(script: Path, *arguments: object) -> Done:
 
 
 @pytest.fixture
-def photos() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     """Images of 4x4 squares, different enough for the network."""
     squares = np.random.default_rng(0).integers(0, 256, (12, 4, 4, 3), dtype=np.uint8)
     return [Image.fromarray(pixels).resize((90, 70), Image.Resampling.NEAREST) for pixels in squares]
@@ -80,7 +80,7 @@ def photos() -> list[Image.Image]:
 def export(
     make_model: Callable[..., ShowAttendForConditionalGeneration],
     processor: ShowAttendProcessor,
-    photos: list[Image.Image],
+    images: list[Image.Image],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str], Path]:
     """Exports a captioner of random weights, once for all tests: a folder with `checkpoint`, `onnx` and `report`."""
@@ -98,8 +98,8 @@ def export(
             model.save_pretrained(folder / "checkpoint")
             processor.save_pretrained(folder / "checkpoint")
             (folder / "photos" / "more").mkdir(parents=True)
-            for number, photo in enumerate(photos[:4]):
-                photo.save(folder / "photos" / ("more" if number % 2 else "") / f"{number}.png")
+            for number, image in enumerate(images[:4]):
+                image.save(folder / "photos" / ("more" if number % 2 else "") / f"{number}.png")
             (folder / "photos" / "broken.jpg").write_bytes(b"no photo")
             (folder / "photos" / "notes.txt").write_text("no photo")
             precisions = ["float32", "float16", "int8"] if name == PLAIN else ["float32"]
@@ -127,11 +127,11 @@ def norm(difference: np.ndarray, values: np.ndarray) -> float:
 
 @pytest.mark.parametrize("name", [PLAIN, GATED])
 def test_captions_and_attentions_are_those_of_torch(
-    name: str, export: Callable[[str], Path], photos: list[Image.Image]
+    name: str, export: Callable[[str], Path], images: list[Image.Image]
 ) -> None:
     model, processor = load_captioner(export(name) / "checkpoint")
     captioner = OnnxCaptioner.from_pretrained(export(name) / "onnx")
-    inputs = processor(images=photos, return_tensors="pt")
+    inputs = processor(images=images, return_tensors="pt")
     searches: list[dict[str, Any]] = [
         {},  # as the checkpoint says: beams
         {"num_beams": 1},
@@ -140,14 +140,14 @@ def test_captions_and_attentions_are_those_of_torch(
         {"num_beams": BEAMS, "max_length": 2},
         {"num_beams": 2, "length_penalty": 2.0, "max_length": 30},
     ]
-    lengths, told = set(), []
+    lengths, generated = set(), []
     for search in searches:
         outputs: Any = model.generate(**inputs, **search, return_dict_in_generate=True, output_attentions=True)
         attentions = generated_attentions(outputs)  # (images, tokens, positions)
         texts = processor.batch_decode(outputs.sequences, skip_special_tokens=True)
-        for photo, ids, looks, text in zip(photos, outputs.sequences[:, 1:].tolist(), attentions, texts, strict=True):
+        for image, ids, looks, text in zip(images, outputs.sequences[:, 1:].tolist(), attentions, texts, strict=True):
             expected = ids[: ids.index(SEP) + 1] if SEP in ids else ids
-            caption = captioner(photo, **search)
+            caption = captioner(image, **search)
             assert (caption.token_ids, caption.text) == (expected, text)
             assert caption.tokens == processor.tokenizer.convert_ids_to_tokens(expected)
             assert caption.attentions.shape == (len(expected), 2, 2)
@@ -157,19 +157,19 @@ def test_captions_and_attentions_are_those_of_torch(
             np.testing.assert_allclose(caption.attentions.sum(axis=(1, 2)), 1, atol=1e-5)
             assert np.ptp(caption.attentions) > 0.01
             lengths.add((len(expected), SEP in ids))
-            told.append(tuple(expected))
-        batch = captioner.caption_batch(photos, **search)
-        assert [caption.token_ids for caption in batch] == [list(ids) for ids in told[-len(photos) :]]
-        for caption, photo in zip(batch, photos, strict=True):
-            np.testing.assert_allclose(caption.attentions, captioner(photo, **search).attentions, atol=1e-5)
+            generated.append(tuple(expected))
+        batch = captioner.caption_batch(images, **search)
+        assert [caption.token_ids for caption in batch] == [list(ids) for ids in generated[-len(images) :]]
+        for caption, image in zip(batch, images, strict=True):
+            np.testing.assert_allclose(caption.attentions, captioner(image, **search).attentions, atol=1e-5)
     # Random weights alone are too uniform for this test: it needs captions of many lengths, some cut and some not,
     # and the last search, which is to stop as early as torch's, would find better ones if it went on.
-    assert len(set(told)) > 20 and len(lengths) > 5 and {ended for _, ended in lengths} == {True, False}
+    assert len(set(generated)) > 20 and len(lengths) > 5 and {ended for _, ended in lengths} == {True, False}
     # Captions that must not repeat two tokens: without the setting they would.
     for search in searches[:2] if name == GATED else ():
         free = model.generate(**inputs, **search, no_repeat_ngram_size=0)
         repetitive = processor.batch_decode(free, skip_special_tokens=True)
-        assert repetitive != [captioner(photo, **search).text for photo in photos]
+        assert repetitive != [captioner(image, **search).text for image in images]
     patient = model.generate(**inputs, **searches[-1], early_stopping="never")
     assert name == PLAIN or processor.batch_decode(patient, skip_special_tokens=True) != texts
 
@@ -195,11 +195,11 @@ def test_each_weight_lies_in_one_graph(name: str, export: Callable[[str], Path])
 
 
 def test_lower_precision_is_smaller_and_nearly_the_same(
-    export: Callable[[str], Path], photos: list[Image.Image]
+    export: Callable[[str], Path], images: list[Image.Image]
 ) -> None:
     exported = export(PLAIN)
     model, processor = load_captioner(exported / "checkpoint")
-    pixel_values = processor(images=photos, return_tensors="pt")["pixel_values"]
+    pixel_values = processor(images=images, return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
         values = model.decoder.project(model.encoder(pixel_values=pixel_values)[0]).numpy()
     sizes = {}
@@ -208,7 +208,7 @@ def test_lower_precision_is_smaller_and_nearly_the_same(
         (ours,) = captioner.encoder.run(["values"], {"pixel_values": pixel_values.numpy()})
         assert ours.dtype == np.float32 and least <= norm(ours - values, values) < most
         for num_beams in (1, BEAMS):
-            caption = captioner(photos[0], num_beams=num_beams)
+            caption = captioner(images[0], num_beams=num_beams)
             np.testing.assert_allclose(caption.attentions.sum(axis=(1, 2)), 1, atol=1e-5)
             assert caption.text == captioner.decode(caption.token_ids)
         files = [exported / "onnx" / f"{part}.{precision}.onnx" for part in ("encoder", "decoder")]
@@ -222,11 +222,11 @@ def test_lower_precision_is_smaller_and_nearly_the_same(
 
 @pytest.mark.parametrize("name", [PLAIN, GATED])
 def test_any_number_of_images_and_of_their_captions(
-    name: str, export: Callable[[str], Path], photos: list[Image.Image]
+    name: str, export: Callable[[str], Path], images: list[Image.Image]
 ) -> None:
     captioner = OnnxCaptioner.from_pretrained(export(name) / "onnx")
     settings = captioner.settings
-    pixel_values = np.stack([preprocess(photo, settings["preprocessing"]) for photo in photos[:5]])
+    pixel_values = np.stack([preprocess(image, settings["preprocessing"]) for image in images[:5]])
     names = ["values", "keys", "h", "c"]
     encoded = captioner.encoder.run(names, {"pixel_values": pixel_values})
     for number in range(5):
@@ -239,18 +239,18 @@ def test_any_number_of_images_and_of_their_captions(
     input_ids = random.integers(0, len(settings["vocabulary"]), (5, 4))
     state = random.normal(size=(2, 5, 4, settings["decoder_dim"])).astype(np.float32)
 
-    def step(images: slice, captions: slice) -> list[np.ndarray]:
-        h, c = state[:, images, captions]
-        inputs = {"input_ids": input_ids[images, captions], "h": h, "c": c}
-        inputs |= {"values": values[images], "keys": keys[images]}
+    def step(rows: slice, captions: slice) -> list[np.ndarray]:
+        h, c = state[:, rows, captions]
+        inputs = {"input_ids": input_ids[rows, captions], "h": h, "c": c}
+        inputs |= {"values": values[rows], "keys": keys[rows]}
         results: list[np.ndarray] = captioner.decoder.run(["logits", "next_h", "next_c", "attention"], inputs)
         return results
 
     together = step(slice(5), slice(4))
     assert together[0].shape == (5, 4, len(settings["vocabulary"]))
-    for images, captions in ((slice(0, 1), slice(0, 1)), (slice(3, 4), slice(1, 4)), (slice(1, 5), slice(2, 3))):
-        for output, expected in zip(step(images, captions), together, strict=True):
-            np.testing.assert_allclose(output, expected[images, captions], atol=1e-4)
+    for rows, captions in ((slice(0, 1), slice(0, 1)), (slice(3, 4), slice(1, 4)), (slice(1, 5), slice(2, 3))):
+        for output, expected in zip(step(rows, captions), together, strict=True):
+            np.testing.assert_allclose(output, expected[rows, captions], atol=1e-4)
 
 
 WORDS = ["man", "'", "s", "surf", "##board", "t", "-", "shirt", ",", "/", "n't", "'re", "5", "é", ".", "?", "!", "##s"]
@@ -258,11 +258,11 @@ WORDS = ["man", "'", "s", "surf", "##board", "t", "-", "shirt", ",", "/", "n't",
 
 def test_decoding_is_the_processors() -> None:
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "'mid", "n'tx", "##'", "_", "a.b", ".5", "##."]
-    tokenizer = BertTokenizer(vocab={piece: number for number, piece in enumerate(vocabulary)})
+    tokenizer = BertTokenizer(vocab={token: number for number, token in enumerate(vocabulary)})
     processor = ShowAttendProcessor(ShowAttendImageProcessor(), tokenizer)
     captioner = OnnxCaptioner({"vocabulary": vocabulary, "special_token_ids": [0, 1, 2, 3, 4]}, None, None)
-    pieces = ["[CLS]", "man", "'", "s", "surf", "##board", ",", "t", "-", "shirt", "[SEP]", "[PAD]"]
-    ids = [vocabulary.index(piece) for piece in pieces]
+    tokens = ["[CLS]", "man", "'", "s", "surf", "##board", ",", "t", "-", "shirt", "[SEP]", "[PAD]"]
+    ids = [vocabulary.index(token) for token in tokens]
     assert captioner.decode(ids) == processor.decode(ids, skip_special_tokens=True) == "man's surfboard, t-shirt"
     random = np.random.default_rng(0)
     for length in range(12):
@@ -307,7 +307,7 @@ def files_of_every_kind() -> dict[str, bytes]:
     }
 
 
-def test_photos_of_every_kind_are_those_of_the_processor(
+def test_images_of_every_kind_are_those_of_the_processor(
     make_model: Callable[..., ShowAttendForConditionalGeneration], processor: ShowAttendProcessor, tmp_path: Path
 ) -> None:
     variants: list[dict[str, Any]] = [
@@ -347,9 +347,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_the_folder_runs_where_there_is_no_torch(folder: Path, photos: list[Image.Image], tmp_path: Path) -> None:
-    photos[0].save(tmp_path / "one.png")
-    photos[1].save(tmp_path / "two.png")
+def test_the_folder_runs_where_there_is_no_torch(folder: Path, images: list[Image.Image], tmp_path: Path) -> None:
+    images[0].save(tmp_path / "one.png")
+    images[1].save(tmp_path / "two.png")
     script = str(folder / "onnx_captioner.py")
     command = [sys.executable, "-c", ALONE, script, "one.png", "two.png", "--precision=int8"]
     done = subprocess.run(command, cwd=tmp_path, env=environment(PYTHONPATH=""), capture_output=True, text=True)
@@ -359,11 +359,11 @@ def test_the_folder_runs_where_there_is_no_torch(folder: Path, photos: list[Imag
     assert one != two
 
 
-def test_exit_codes_of_the_folders_script(folder: Path, photos: list[Image.Image], tmp_path: Path) -> None:
+def test_exit_codes_of_the_folders_script(folder: Path, images: list[Image.Image], tmp_path: Path) -> None:
     script = folder / "onnx_captioner.py"
     good, broken = tmp_path / "good.png", tmp_path / "broken.png"
     captioner = OnnxCaptioner.from_pretrained(folder)
-    next(photo for photo in photos if captioner(photo).text != captioner(photo, num_beams=1).text).save(good)
+    next(image for image in images if captioner(image).text != captioner(image, num_beams=1).text).save(good)
     broken.write_bytes(good.read_bytes()[:100])
     assert run(script, good) == (0, captioner(good).text + "\n", "")
     assert run(script, good, "--num-beams=1") == (0, captioner(good, num_beams=1).text + "\n", "")
@@ -415,10 +415,10 @@ def test_a_folder_that_holds_no_sound_captioner(folder: Path, tmp_path: Path) ->
         assert load() == f"{folder}/captioner.json does not hold the settings of an exported captioner."
 
 
-def test_a_wrong_photo_or_number(export: Callable[[str], Path], photos: list[Image.Image], tmp_path: Path) -> None:
+def test_a_wrong_image_or_number(export: Callable[[str], Path], images: list[Image.Image], tmp_path: Path) -> None:
     captioner = OnnxCaptioner.from_pretrained(export(PLAIN) / "onnx")
     (tmp_path / "notes.txt").write_text("no photo")
-    for photo, kind, message in (
+    for image, kind, message in (
         (tmp_path / "none.png", FileNotFoundError, f"no such image file: {tmp_path}/none.png"),
         (tmp_path / "notes.txt", OSError, f"cannot read {tmp_path}/notes.txt: it is empty or in no image format"),
         (tmp_path, OSError, f"cannot read {tmp_path}: Is a directory"),
@@ -430,14 +430,14 @@ def test_a_wrong_photo_or_number(export: Callable[[str], Path], photos: list[Ima
             "an image must be a path, a URL, a PIL image, bytes or an open file, not ndarray",
         ),
     ):
-        assert message in one_sentence(kind, captioner, photo)
+        assert message in one_sentence(kind, captioner, image)
     for name, number, least in (
         ("num_beams", 0, 1),
         ("num_beams", 2.5, 1),
         ("num_beams", "3", 1),
         ("max_length", 1, 2),
     ):
-        error = one_sentence(ValueError, captioner, photos[0], **{name: number})
+        error = one_sentence(ValueError, captioner, images[0], **{name: number})
         assert error == f"`{name}` must be a whole number from {least}, not {number!r}."
 
 
@@ -455,8 +455,8 @@ def test_what_cannot_be_exported(export: Callable[[str], Path], tmp_path: Path) 
         return error.removeprefix("error: ")
 
     assert refused() == "int8 needs a folder of photos to calibrate on: name one with --calibration, or leave int8 out."
-    for no_photos in (tmp_path / "none", out):
-        assert refused("--calibration", no_photos) == f"--calibration {no_photos} holds no photo to calibrate int8 on."
+    for no_images in (tmp_path / "none", out):
+        assert refused("--calibration", no_images) == f"--calibration {no_images} holds no photo to calibrate int8 on."
     assert "invalid choice: 'int4'" in refused("--precision", "int4")
     assert one_sentence(ValueError, onnx_export.export_onnx, checkpoint, out, ["int4"]) == (
         "The export does not support the precision 'int4' but float32, float16, int8."
@@ -528,7 +528,7 @@ def test_a_graph_that_is_not_torchs_is_not_written(
 
 
 def test_an_export_replaces_the_one_before(
-    export: Callable[[str], Path], traced: Callable[..., None], folder: Path, photos: list[Image.Image]
+    export: Callable[[str], Path], traced: Callable[..., None], folder: Path, images: list[Image.Image]
 ) -> None:
     """Files of precisions that are no longer exported are removed; other files in the folder stay."""
     (folder / "notes.txt").write_text("mine")
@@ -538,7 +538,7 @@ def test_an_export_replaces_the_one_before(
     assert (code, err) == (0, "") and out.splitlines()[1].startswith("float16 ")
     names = {"captioner.json", "onnx_captioner.py", "encoder.float16.onnx", "decoder.float16.onnx", "notes.txt"}
     assert {file.name for file in folder.iterdir()} == names
-    assert OnnxCaptioner.from_pretrained(folder, "float16")(photos[0]).token_ids
+    assert OnnxCaptioner.from_pretrained(folder, "float16")(images[0]).token_ids
     code, _, err = run(EXPORT, export(GATED) / "checkpoint", folder / "notes.txt", "--precision=float16")
     assert (code, err) == (2, f"error: {folder}/notes.txt cannot be written: File exists.\n")
 
@@ -571,8 +571,8 @@ def test_a_checkpoint_carries_the_export_of_its_own_weights(
     assert code == 2 and "name the folder OUT to write" in err
 
 
-def test_photos_that_cannot_be_read_calibrate_nothing(
-    export: Callable[[str], Path], photos: list[Image.Image], caplog: pytest.LogCaptureFixture
+def test_images_that_cannot_be_read_calibrate_nothing(
+    export: Callable[[str], Path], images: list[Image.Image], caplog: pytest.LogCaptureFixture
 ) -> None:
     exported = export(PLAIN)
     preprocessing = OnnxCaptioner.from_pretrained(exported / "onnx").settings["preprocessing"]
@@ -582,7 +582,7 @@ def test_photos_that_cannot_be_read_calibrate_nothing(
         f"cannot read {exported}/photos/broken.jpg: it is empty or in no image format that Pillow knows; "
         "it is left out of the calibration"
     ]
-    expected = [preprocess(photos[number], preprocessing) for number in (0, 2, 1, 3)]  # in the order of their paths
+    expected = [preprocess(images[number], preprocessing) for number in (0, 2, 1, 3)]  # in the order of their paths
     np.testing.assert_array_equal(calibration, expected)
 
 

@@ -53,13 +53,13 @@ def build(*arguments: object) -> subprocess.CompletedProcess[str]:
 def captioner(
     make_model: Callable[..., ShowAttendForConditionalGeneration],
     processor: ShowAttendProcessor,
-    photos: list[Path],
+    images: list[Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> OnnxCaptioner:
     """Of the first random weights whose captions have words, and are not always the same; exported once."""
     folder = tmp_path_factory.getbasetemp() / "web"
     if not folder.exists():
-        pixel_values = processor(images=photos, return_tensors="pt")["pixel_values"]
+        pixel_values = processor(images=images, return_tensors="pt")["pixel_values"]
 
         def captions(model: ShowAttendForConditionalGeneration) -> list[str]:
             searches = [model.generate(pixel_values=pixel_values, num_beams=num_beams) for num_beams in (1, BEAMS)]
@@ -121,8 +121,8 @@ def visit(browser: Browser, url: str, **window: Any) -> Page:
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> list[Path]:
-    """A photo, and one of 4x4 squares with parts that are transparent."""
+def images(tmp_path: Path) -> list[Path]:
+    """An image, and one of 4x4 squares with parts that are transparent."""
     pixels = np.random.default_rng(1).integers(0, 256, (4, 4, 4), dtype=np.uint8)
     pixels[..., 3] = 255 * (pixels[..., 3] > 60)
     path = tmp_path / "squares.png"
@@ -130,18 +130,18 @@ def photos(tmp_path: Path) -> list[Path]:
     return [ROOT / "docs" / "photos" / "cat.png", path]
 
 
-def told(page: Page) -> str:
-    page.wait_for_selector("#told:not(:empty)", state="attached")
-    return str(page.inner_text("#told")).removesuffix(".")
+def shown_caption(page: Page) -> str:
+    page.wait_for_selector("#announcement:not(:empty)", state="attached")
+    return str(page.inner_text("#announcement")).removesuffix(".")
 
 
 def light(page: Page) -> str:
-    """What lies above the photo, or nothing."""
+    """What lies above the image, or nothing."""
     return str(page.locator("#light").evaluate("e => e.classList.contains('on') ? e.toDataURL() : ''"))
 
 
 def test_the_page_says_what_python_says_and_shows_where_it_looked(
-    chromium: Browser, url: str, captioner: OnnxCaptioner, processor: ShowAttendProcessor, photos: list[Path]
+    chromium: Browser, url: str, captioner: OnnxCaptioner, processor: ShowAttendProcessor, images: list[Path]
 ) -> None:
     page = visit(chromium, url)
     requests: list[str] = []
@@ -151,11 +151,11 @@ def test_the_page_says_what_python_says_and_shows_where_it_looked(
     assert page.locator("#progress").evaluate("e => e.value") == 1  # everything announced has arrived
     captions = []
     for num_beams in (1, BEAMS):
-        for photo in photos:
-            expected: Caption = captioner(photo, num_beams=num_beams)
+        for image in images:
+            expected: Caption = captioner(image, num_beams=num_beams)
             page.select_option("#beams", str(num_beams))
-            page.set_input_files("#file", photo)
-            assert told(page) == expected.text
+            page.set_input_files("#file", image)
+            assert shown_caption(page) == expected.text
             assert page.get_by_role("img", name=expected.text, exact=True).count() == 1
             attentions = expected.attentions.reshape(len(expected.token_ids), -1)
             words, grids = words_and_grids(processor, expected.token_ids, attentions, *expected.attentions.shape[1:])
@@ -182,7 +182,7 @@ def test_the_page_says_what_python_says_and_shows_where_it_looked(
 
 
 def test_a_phone_a_broken_file_a_drop_and_a_paste(
-    chromium: Browser, url: str, captioner: OnnxCaptioner, photos: list[Path], tmp_path: Path
+    chromium: Browser, url: str, captioner: OnnxCaptioner, images: list[Path], tmp_path: Path
 ) -> None:
     page = visit(chromium, url, viewport={"width": 360, "height": 740}, has_touch=True, color_scheme="dark")
     cut = tmp_path / "cut.png"
@@ -190,7 +190,7 @@ def test_a_phone_a_broken_file_a_drop_and_a_paste(
     page.set_input_files("#file", cut)  # while the model loads
     page.get_by_role("alert").filter(has_text="cut.png is no photo").wait_for()
     usual = captioner.settings["generation"]["num_beams"]
-    for photo, event in zip(photos, ("drop", "paste"), strict=True):
+    for image, event in zip(images, ("drop", "paste"), strict=True):
         page.evaluate(
             """([event, bytes]) => {
                 const data = new DataTransfer();
@@ -199,9 +199,9 @@ def test_a_phone_a_broken_file_a_drop_and_a_paste(
                 document.body.dispatchEvent(
                     new Kind(event, { bubbles: true, dataTransfer: data, clipboardData: data }));
             }""",
-            [event, base64.b64encode(photo.read_bytes()).decode()],
+            [event, base64.b64encode(image.read_bytes()).decode()],
         )
-        assert told(page) == captioner(photo, num_beams=usual).text
+        assert shown_caption(page) == captioner(image, num_beams=usual).text
         assert page.inner_text("#error") == ""
     page.locator("#caption button").nth(1).tap()
     assert light(page) != ""
@@ -215,7 +215,7 @@ def png(image: Image.Image, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def test_the_photo_is_resized_as_by_pillow(chromium: Browser, url: str, captioner: OnnxCaptioner) -> None:
+def test_the_image_is_resized_as_by_pillow(chromium: Browser, url: str, captioner: OnnxCaptioner) -> None:
     page = visit(chromium, url)
     random = np.random.default_rng(0)
 
@@ -282,14 +282,14 @@ class Machine:
 
 
 def test_the_searches_are_those_of_python(
-    chromium: Browser, url: str, captioner: OnnxCaptioner, photos: list[Path]
+    chromium: Browser, url: str, captioner: OnnxCaptioner, images: list[Path]
 ) -> None:
     vocabulary = ["[CLS]", "[SEP]", "a", "##b", "'", "c", "##d", "e", "[PAD]", "[UNK]", "[MASK]"]
-    tokenizer = BertTokenizer(vocab={piece: number for number, piece in enumerate(vocabulary)})
+    tokenizer = BertTokenizer(vocab={token: number for number, token in enumerate(vocabulary)})
     processor = ShowAttendProcessor(ShowAttendImageProcessor(), tokenizer)
     page = visit(chromium, url)
-    told = []
-    photo = base64.b64encode(photos[1].read_bytes()).decode()
+    generated = []
+    image = base64.b64encode(images[1].read_bytes()).decode()
     for seed in range(60):
         machine = Machine(seed, len(vocabulary))
         generation = {
@@ -321,15 +321,15 @@ def test_the_searches_are_those_of_python(
                 const bytes = Uint8Array.from(atob(file), (character) => character.charCodeAt(0));
                 return new OnnxCaptioner(settings, encoder, decoder).caption(new Blob([bytes]));
             }""",
-            [settings, machine.logits.tolist(), machine.attentions.tolist(), photo],
+            [settings, machine.logits.tolist(), machine.attentions.tolist(), image],
         )
-        expected = OnnxCaptioner(settings, machine, machine)(photos[1])
+        expected = OnnxCaptioner(settings, machine, machine)(images[1])
         assert caption["text"] == expected.text
         words, grids = words_and_grids(processor, expected.token_ids, expected.attentions, 2, 2)
         assert caption["words"] == words
         np.testing.assert_allclose(np.reshape(caption["grids"], grids.shape), grids, atol=1e-6)
-        told.append(expected.token_ids)
-    assert len({len(token_ids) for token_ids in told}) > 8 and {ids[-1] == 1 for ids in told} == {True, False}
+        generated.append(expected.token_ids)
+    assert len({len(token_ids) for token_ids in generated}) > 8 and {ids[-1] == 1 for ids in generated} == {True, False}
     page.context.close()
 
 
@@ -357,15 +357,15 @@ def test_a_missing_or_damaged_model_is_named(
         server.shutdown()
 
 
-def test_a_caption_without_words_is_told(chromium: Browser, dist: Path, photos: list[Path], tmp_path: Path) -> None:
+def test_a_caption_without_words(chromium: Browser, dist: Path, images: list[Path], tmp_path: Path) -> None:
     shutil.copytree(dist, tmp_path / "dist")
     settings = json.loads((dist / "model" / "captioner.json").read_text())
     settings["special_token_ids"] = list(range(len(settings["vocabulary"])))
     (tmp_path / "dist" / "model" / "captioner.json").write_text(json.dumps(settings))
     with serving(tmp_path / "dist") as server:
         page = visit(chromium, f"http://127.0.0.1:{server.server_port}/")
-        page.set_input_files("#file", photos[0])
-        assert told(page) == "The network says nothing about this photo"
+        page.set_input_files("#file", images[0])
+        assert shown_caption(page) == "The network says nothing about this photo"
         assert page.locator("#caption button").count() == 0 and not page.locator("#hint").is_visible()
         page.context.close()
         server.shutdown()

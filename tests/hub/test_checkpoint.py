@@ -17,12 +17,12 @@ CAPTION = """
 import sys
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
-folder, photo = sys.argv[1:]
+folder, image = sys.argv[1:]
 model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-caption = model.generate(**processor(images=photo, return_tensors="pt"))
+caption = model.generate(**processor(images=image, return_tensors="pt"))
 print(model.dtype, processor.decode(caption[0], skip_special_tokens=True), sep="\\n")
-print(pipeline(model=folder, trust_remote_code=True)(photo)[0]["generated_text"])
+print(pipeline(model=folder, trust_remote_code=True)(image)[0]["generated_text"])
 print(any(name.startswith("modeling_showattend.") for name in sys.modules))
 """
 
@@ -91,8 +91,8 @@ def test_its_export_captions_without_torch(exported: list[Path], tmp_path: Path)
         "del sys.argv[0]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
-    script, photo = DEFAULT_CHECKPOINT / "onnx" / "onnx_captioner.py", ROOT / "docs" / "photos" / "dog.webp"
-    command = [sys.executable, "-c", code, str(script), str(photo)]
+    script, image = DEFAULT_CHECKPOINT / "onnx" / "onnx_captioner.py", ROOT / "docs" / "photos" / "dog.webp"
+    command = [sys.executable, "-c", code, str(script), str(image)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("a ") and " dog " in done.stdout and "[" not in done.stdout

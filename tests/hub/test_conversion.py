@@ -21,8 +21,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from showattend.hub.conversion import convert_checkpoint, read_state_dict
 
 ROOT = Path(__file__).parents[2]
-PHOTOS = [ROOT / "docs" / "photos" / name for name in ("dog.webp", "horse.webp", "cow.webp")]
-PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for number in range(40))]
+IMAGES = [ROOT / "docs" / "photos" / name for name in ("dog.webp", "horse.webp", "cow.webp")]
+TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for number in range(40))]
 CLS, SEP = 2, 3
 StateDict = dict[str, torch.Tensor]
 
@@ -32,8 +32,8 @@ class EncoderCNN(nn.Module):
         super().__init__()
         self.resnet = nn.Sequential(*list(torchvision.models.get_model(name, weights=None).children())[:-2])
 
-    def forward(self, photos: torch.Tensor) -> torch.Tensor:
-        return self.resnet(photos).flatten(2).transpose(1, 2)
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.resnet(images).flatten(2).transpose(1, 2)
 
 
 class Attention(nn.Module):
@@ -76,11 +76,11 @@ class EncoderDecoder(nn.Module):
         super().__init__()
         self.encoder = EncoderCNN(encoder_name)
         self.decoder = DecoderRNN(
-            embed_size=24, attention_dim=20, encoder_dim=encoder_dim, decoder_dim=32, words=len(PIECES)
+            embed_size=24, attention_dim=20, encoder_dim=encoder_dim, decoder_dim=32, words=len(TOKENS)
         )
 
-    def forward(self, photos: torch.Tensor, captions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        features = self.encoder(photos)
+    def forward(self, images: torch.Tensor, captions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.encoder(images)
         state = self.decoder.start(features)
         logits, alphas = [], []
         for word in captions.T:
@@ -89,8 +89,8 @@ class EncoderDecoder(nn.Module):
             alphas.append(alpha)
         return torch.stack(logits, 1), torch.stack(alphas, 1)
 
-    def caption(self, photo: torch.Tensor, max_len: int = 50) -> list[int]:
-        features = self.encoder(photo)
+    def caption(self, image: torch.Tensor, max_len: int = 50) -> list[int]:
+        features = self.encoder(image)
         state = self.decoder.start(features)
         words = [CLS]
         while len(words) <= max_len:
@@ -110,11 +110,11 @@ def trained_network(encoder_name: str, encoder_dim: int) -> EncoderDecoder:
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0, 0.3)
             module.momentum = 0.7
-    decoder, photos = network.decoder, pixels(PHOTOS)
+    decoder, images = network.decoder, pixels(IMAGES)
     with torch.no_grad():
         for _ in range(3):
-            network.encoder(photos)
-        features = network.eval().encoder(photos)
+            network.encoder(images)
+        features = network.eval().encoder(images)
         # Values computed from the features vary between positions with a standard deviation around 1.
         context_weight = decoder.lstm_cell.weight_ih[:, decoder.embedding.embedding_dim :]
         for weight in (decoder.attention.U.weight, decoder.init_h.weight, decoder.init_c.weight, context_weight):
@@ -127,9 +127,9 @@ def trained_network(encoder_name: str, encoder_dim: int) -> EncoderDecoder:
     return network
 
 
-def pixels(photos: list[Path]) -> torch.Tensor:
+def pixels(images: list[Path]) -> torch.Tensor:
     transform = transforms.Compose([transforms.Resize((224, 224)), transforms.ToTensor()])
-    return torch.stack([transform(Image.open(photo).convert("RGB")) for photo in photos])
+    return torch.stack([transform(Image.open(image).convert("RGB")) for image in images])
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def state(network: EncoderDecoder) -> StateDict:
 @pytest.fixture
 def vocab(tmp_path: Path) -> Path:
     path = tmp_path / "vocab.txt"
-    path.write_text("\n".join(PIECES))
+    path.write_text("\n".join(TOKENS))
     return path
 
 
@@ -163,12 +163,12 @@ def test_logits_and_attention_are_the_original_ones(
     network = trained_network(encoder_name, encoder_dim)
     model, processor = load_converted(network.state_dict(), vocab, tmp_path)
     assert model.config.encoder_name == encoder_name
-    captions = torch.randint(4, len(PIECES), (len(PHOTOS), 12))
+    captions = torch.randint(4, len(TOKENS), (len(IMAGES), 12))
     captions[:, 0] = CLS
-    pixel_values = processor(PHOTOS, return_tensors="pt").pixel_values
-    torch.testing.assert_close(pixel_values, pixels(PHOTOS))
+    pixel_values = processor(IMAGES, return_tensors="pt").pixel_values
+    torch.testing.assert_close(pixel_values, pixels(IMAGES))
     with torch.no_grad():  # in float64, where a convolution's order of summation does not matter
-        logits, alphas = network.double()(pixels(PHOTOS).double(), captions)
+        logits, alphas = network.double()(pixels(IMAGES).double(), captions)
         outputs = model.double()(pixel_values=pixel_values.double(), decoder_input_ids=captions)
     # The comparison is meaningful: the attention is focused, and differs between images and steps.
     assert 0.1 < alphas.amax(dim=2).mean() < 0.9
@@ -186,10 +186,10 @@ def test_greedy_captions_are_the_original_ones(
     network.decoder.fcn.bias.data[SEP] = sep_bias
     model, processor = load_converted(network.state_dict(), vocab, tmp_path)
     lengths = []
-    for photo in PHOTOS:
+    for image in IMAGES:
         with torch.no_grad():
-            expected = network.caption(pixels([photo]))
-        generated = model.generate(**processor(photo, return_tensors="pt"))
+            expected = network.caption(pixels([image]))
+        generated = model.generate(**processor(image, return_tensors="pt"))
         assert generated[0].tolist() == [CLS, *expected]
         lengths.append(len(expected))
     assert all(1 < length < 50 for length in lengths) if stops else lengths == [50, 50, 50]

@@ -35,13 +35,13 @@ def random_layer(random: np.random.Generator, conv: str, norm: str, shape: tuple
 def test_convolution(for_pixels: bool) -> None:
     random = np.random.default_rng(0)
     keras = random_layer(random, "conv", "bn", (3, 3, 3, 4))
-    photo = random.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    image = random.integers(0, 256, (5, 5, 3), dtype=np.uint8)
     if for_pixels:  # Keras' "caffe" mode: BGR from 0 to 255 minus a mean
-        theirs = photo[:, :, ::-1].astype(np.float32) - np.array([103.939, 116.779, 123.68], np.float32)
+        theirs = image[:, :, ::-1].astype(np.float32) - np.array([103.939, 116.779, 123.68], np.float32)
         processor = ShowAttendImageProcessor(do_resize=False)
-        ours = processor(photo, return_tensors="pt")["pixel_values"]
+        ours = processor(image, return_tensors="pt")["pixel_values"]
     else:
-        theirs = random.normal(size=photo.shape).astype(np.float32)
+        theirs = random.normal(size=image.shape).astype(np.float32)
         ours = torch.tensor(theirs).permute(2, 0, 1)[None]
 
     expected = torch.zeros(4, 3, 3, dtype=torch.float64)

@@ -30,7 +30,7 @@ from showattend.checkpoints import load_captioner
 from showattend.hub.upload import files_to_share, share
 
 SCRIPT = ROOT / "scripts" / "push_to_hub.py"
-PHOTOS = [ROOT / "docs" / "photos" / name for name in ("dog.webp", "cow.webp", "cat.png")]
+IMAGES = [ROOT / "docs" / "photos" / name for name in ("dog.webp", "cow.webp", "cat.png")]
 IN_REPOSITORY = FILES | {"README.md", ".gitattributes"}
 
 
@@ -106,20 +106,20 @@ def test_a_second_upload(hub: Hub, checkpoint: Path) -> None:
     assert repo.files()["README.md"].endswith(b"New.")
 
 
-def test_the_cards_pictures_travel(hub: Hub, checkpoint: Path) -> None:
+def test_the_cards_images_travel(hub: Hub, checkpoint: Path) -> None:
     card = checkpoint / "README.md"
     card.write_text(
         "---\nlicense: mit\n---\n![a dog](docs/photos/dog.webp) [paper](https://arxiv.org/abs/1502.03044)\n"
     )
     (checkpoint / "docs" / "photos").mkdir(parents=True)
-    shutil.copy(PHOTOS[0], checkpoint / "docs" / "photos")
+    shutil.copy(IMAGES[0], checkpoint / "docs" / "photos")
     push(checkpoint)
     files = hub.repos["someone/tiny"].files()
     assert files.keys() == IN_REPOSITORY | {"docs/photos/dog.webp"}
-    assert files["docs/photos/dog.webp"] == PHOTOS[0].read_bytes()
+    assert files["docs/photos/dog.webp"] == IMAGES[0].read_bytes()
     assert files["README.md"] == card.read_bytes()
 
-    for link in ("gone.png", "config.json", "../checkpoint/docs/photos/dog.webp", str(PHOTOS[0]), "docs/photos"):
+    for link in ("gone.png", "config.json", "../checkpoint/docs/photos/dog.webp", str(IMAGES[0]), "docs/photos"):
         card.write_text(f"[this]({link})")
         with pytest.raises(ValueError, match=rf"README\.md links to {link}, which is not an image in"):
             files_to_share(checkpoint, "someone/tiny")
@@ -326,10 +326,10 @@ def test_from_one_process_to_another(
     push(second, revision="second")
     repo.commit("second", repo.files("second") | {"modeling_showattend.py": b"raise OSError('second code')"}, "Break")
 
-    expected = [in_process(folder, PHOTOS) for folder in (checkpoint, second)]
+    expected = [in_process(folder, IMAGES) for folder in (checkpoint, second)]
     assert expected[0]["captions"] != expected[1]["captions"]
     (tmp_path / "elsewhere").mkdir()
-    names = os.pathsep.join(map(str, PHOTOS))
+    names = os.pathsep.join(map(str, IMAGES))
     seen = run(CAPTION, "someone/tiny", names, first, cwd=tmp_path / "elsewhere", **variables)
     check_same(seen["main"], expected[0]["captions"])
     assert [[output["generated_text"] for output in outputs] for outputs in seen["pipeline"]] == [

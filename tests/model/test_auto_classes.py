@@ -60,17 +60,17 @@ import transformers
 from transformers import pipeline
 
 def caption(model, processor):
-    inputs = processor(images=[Image.open(photo) for photo in photos], return_tensors="pt")
+    inputs = processor(images=[Image.open(path) for path in paths], return_tensors="pt")
     with torch.no_grad():
-        logits = model(**inputs, decoder_input_ids=torch.full((len(photos), 1), 2)).logits
+        logits = model(**inputs, decoder_input_ids=torch.full((len(paths), 1), 2)).logits
     return {
         "greedy": model.generate(**inputs, max_length=12).tolist(),
         "beams": model.generate(**inputs, num_beams=3, max_length=12).tolist(),
-        "prefix": model.generate(**processor(images=photos, text="a dog", return_tensors="pt"), max_length=9).tolist(),
+        "prefix": model.generate(**processor(images=paths, text="a dog", return_tensors="pt"), max_length=9).tolist(),
         "logits": logits.flatten().tolist(),
     }
 
-folder, photos = sys.argv[1], sys.argv[2].split(os.pathsep)
+folder, paths = sys.argv[1], sys.argv[2].split(os.pathsep)
 options = {"trust_remote_code": True}
 seen = {}
 """
@@ -90,7 +90,7 @@ seen["modules"] = [type(x).__module__.split(".")[0] for x in (config, image_proc
 seen["training"] = model.training
 seen["trained"] = sorted({name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad})
 seen["tokens"] = tokenizer("a dog runs").input_ids
-seen["pixels"] = image_processor(photos, return_tensors="pt").pixel_values.flatten()[:50].tolist()
+seen["pixels"] = image_processor(paths, return_tensors="pt").pixel_values.flatten()[:50].tolist()
 seen["captions"] = caption(model, processor)
 other = transformers.AutoModel.from_pretrained(folder, **options)
 seen["auto_model_captions"] = caption(other, processor)
@@ -99,19 +99,19 @@ seen["auto_model_captions"] = caption(other, processor)
 PIPELINES = """
 captioner = pipeline(model=folder, **options)
 seen["pipeline"] = [type(captioner).__name__, captioner.task]
-seen["image"] = captioner(Image.open(photos[0]), max_length=12)
-seen["path"] = captioner(photos[0], max_length=12)
-seen["list"] = captioner(photos, max_length=12)
-seen["batches"] = captioner(photos, batch_size=2, max_length=12)
-seen["many"] = captioner(photos, batch_size=2, prefix="a dog", num_beams=3, num_return_sequences=2, max_length=9)
-seen["nested_arguments"] = captioner(photos[0], generate_kwargs={"num_beams": 3, "max_length": 12})
+seen["image"] = captioner(Image.open(paths[0]), max_length=12)
+seen["path"] = captioner(paths[0], max_length=12)
+seen["list"] = captioner(paths, max_length=12)
+seen["batches"] = captioner(paths, batch_size=2, max_length=12)
+seen["many"] = captioner(paths, batch_size=2, prefix="a dog", num_beams=3, num_return_sequences=2, max_length=9)
+seen["nested_arguments"] = captioner(paths[0], generate_kwargs={"num_beams": 3, "max_length": 12})
 named = pipeline("image-to-text", model=folder, num_beams=3, max_length=12, **options)
-seen["named"] = named(photos)
+seen["named"] = named(paths)
 text_to_text = pipeline("image-text-to-text", model=folder, **options)
-seen["text_to_text"] = text_to_text(images=photos[0], text="", generate_kwargs={"max_length": 12})
-seen["text_to_text_prefix"] = text_to_text(images=photos[0], text="a dog", generate_kwargs={"max_length": 9})
+seen["text_to_text"] = text_to_text(images=paths[0], text="", generate_kwargs={"max_length": 12})
+seen["text_to_text_prefix"] = text_to_text(images=paths[0], text="a dog", generate_kwargs={"max_length": 9})
 try:
-    captioner(photos[0], num_beems=3)
+    captioner(paths[0], num_beems=3)
 except ValueError as error:
     seen["typo"] = str(error)
 """
@@ -142,7 +142,7 @@ def run(script: str, *arguments: Path | str, cwd: Path, **environment: str) -> J
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("photos")
     paths = [folder / f"{number}.png" for number in range(3)]
     for number, path in enumerate(paths):
@@ -161,11 +161,11 @@ def folder(
     return path
 
 
-def in_process(folder: Path, photos: list[Path]) -> Json:
+def in_process(folder: Path, images: list[Path]) -> Json:
     """What a fresh process should see, from the classes of this one."""
     model, processor = Model.from_pretrained(folder), ShowAttendProcessor.from_pretrained(folder)
-    inputs = processor(images=photos, return_tensors="pt")
-    prefixed = processor(images=photos, text="a dog", return_tensors="pt")
+    inputs = processor(images=images, return_tensors="pt")
+    prefixed = processor(images=images, text="a dog", return_tensors="pt")
     with torch.no_grad():
         logits = model(**inputs, decoder_input_ids=torch.full((3, 1), 2)).logits
     captions = {
@@ -209,10 +209,10 @@ def test_saved_folder_is_complete(folder: Path) -> None:
     assert config["custom_pipelines"]["image-to-text"]["impl"] == "pipeline_showattend.ImageCaptioningPipeline"
 
 
-def test_fresh_processes(folder: Path, photos: list[Path], tmp_path: Path) -> None:
+def test_fresh_processes(folder: Path, images: list[Path], tmp_path: Path) -> None:
     """Load, save, load, save, load: each time the same captions, in a process that knows only the folder."""
-    expected = in_process(folder, photos)
-    names = os.pathsep.join(map(str, photos))
+    expected = in_process(folder, images)
+    names = os.pathsep.join(map(str, images))
     again, from_pipeline = tmp_path / "again", tmp_path / "from pipeline"
     (tmp_path / "first").mkdir()
     seen = run(AUTO_CLASSES + PIPELINES + SAVE_AGAIN, folder, names, again, from_pipeline, cwd=tmp_path / "first")
@@ -276,23 +276,23 @@ def check(seen: Json, expected: Json) -> None:
     assert "past_key_values" not in seen["stderr"]  # which transformers 5.24 warns of
 
 
-def test_pipeline_of_this_process(folder: Path, photos: list[Path]) -> None:
+def test_pipeline_of_this_process(folder: Path, images: list[Path]) -> None:
     """The same classes without remote code: a dataset column, a generator, an array and an open file go in as well."""
     from modeling_showattend.pipeline_showattend import ImageCaptioningPipeline
 
     model, processor = Model.from_pretrained(folder), ShowAttendProcessor.from_pretrained(folder)
     captioner = ImageCaptioningPipeline(model=model, processor=processor, task="image-to-text")
-    expected = as_output(in_process(folder, photos)["greedy"])
+    expected = as_output(in_process(folder, images)["greedy"])
 
-    def images() -> Iterator[Image.Image]:
-        for photo in photos:
-            with Image.open(photo) as image:
+    def opened() -> Iterator[Image.Image]:
+        for path in images:
+            with Image.open(path) as image:
                 yield image.copy()
 
-    assert list(captioner(images(), max_length=12)) == expected
-    assert captioner([np.asarray(image) for image in images()], max_length=12) == expected
-    with photos[1].open("rb") as file:
+    assert list(captioner(opened(), max_length=12)) == expected
+    assert captioner([np.asarray(image) for image in opened()], max_length=12) == expected
+    with images[1].open("rb") as file:
         assert captioner(file, max_length=12) == expected[1]
     with pytest.raises(OSError, match=r"nowhere\.png"):
         captioner("nowhere.png")
-    assert captioner(photos[0].as_posix(), prefix="", max_length=12) == expected[0]
+    assert captioner(images[0].as_posix(), prefix="", max_length=12) == expected[0]

@@ -40,8 +40,8 @@ def greedy(model: Any, features: torch.Tensor, max_length: int) -> list[int]:
 
 def trimmed(ids: torch.Tensor) -> list[int]:
     """A caption up to its [SEP]."""
-    pieces = ids.tolist()
-    return pieces[: pieces.index(SEP) + 1] if SEP in pieces else pieces
+    tokens = ids.tolist()
+    return tokens[: tokens.index(SEP) + 1] if SEP in tokens else tokens
 
 
 def test_generate_is_inherited(model: Any, image_features: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,9 +64,9 @@ def test_greedy(make_model: MakeModel, image_features: torch.Tensor, use_cache: 
     captions = model.generate(image_features=image_features, use_cache=use_cache, max_length=12)
     expected = [greedy(model, image_features[row : row + 1], 12) for row in range(3)]
     assert [trimmed(caption) for caption in captions] == expected
-    assert len({tuple(caption) for caption in expected}) > 1  # the photo matters
+    assert len({tuple(caption) for caption in expected}) > 1  # the image matters
     assert all(
-        piece == PAD for caption, right in zip(captions, expected, strict=True) for piece in caption[len(right) :]
+        token == PAD for caption, right in zip(captions, expected, strict=True) for token in caption[len(right) :]
     )
 
 
@@ -77,11 +77,11 @@ def test_default_length(model: Any, image_features: torch.Tensor) -> None:
 def exhaustive(
     model: Any, features: torch.Tensor, max_length: int, length_penalty: float
 ) -> list[tuple[float, list[int]]]:
-    """All captions of one photo and their scores, best first."""
+    """All captions of one image and their scores, best first."""
     vocabulary = range(model.config.vocab_size)
     words = [word for word in vocabulary if word != SEP]
     steps = max_length - 1
-    prefixes = torch.tensor([[CLS, *pieces] for pieces in itertools.product(words, repeat=steps - 1)])
+    prefixes = torch.tensor([[CLS, *tokens] for tokens in itertools.product(words, repeat=steps - 1)])
     table = log_probs(model, features, prefixes)  # (prefixes, steps, vocab_size)
     scores: dict[tuple[int, ...], float] = {}
     for prefix, row in zip(prefixes.tolist(), table.tolist(), strict=True):
@@ -204,8 +204,8 @@ def test_sampling(model: Any, image_features: torch.Tensor) -> None:
     assert (torch.bincount(after, minlength=len(expected)) / len(after) - expected).abs().max() < 0.12
 
 
-def test_samples_are_of_their_own_photo(model: Any, image_features: torch.Tensor) -> None:
-    """At a temperature near 0 a sample is the greedy caption, for each photo and each of its captions."""
+def test_samples_are_of_their_own_image(model: Any, image_features: torch.Tensor) -> None:
+    """At a temperature near 0 a sample is the greedy caption, for each image and each of its captions."""
     expected = model.generate(image_features=image_features, max_length=10)
     options: dict[str, Any] = {"do_sample": True, "temperature": 1e-4, "num_return_sequences": 3, "max_length": 10}
     samples = model.generate(image_features=image_features, **options)
@@ -295,11 +295,11 @@ def test_logits_processors(model: Any, image_features: torch.Tensor, num_beams: 
 
 class Collected(BaseStreamer):
     def __init__(self) -> None:
-        self.pieces: list[int] = []
+        self.tokens: list[int] = []
         self.ended = False
 
     def put(self, value: torch.Tensor) -> None:
-        self.pieces += value.flatten().tolist()
+        self.tokens += value.flatten().tolist()
 
     def end(self) -> None:
         self.ended = True
@@ -308,7 +308,7 @@ class Collected(BaseStreamer):
 def test_streamers(model: Any, image_features: torch.Tensor, processor: Any, capsys: Any) -> None:
     streamer = Collected()
     expected = model.generate(image_features=image_features[:1], streamer=streamer, max_length=10)
-    assert streamer.pieces == expected[0].tolist()
+    assert streamer.tokens == expected[0].tolist()
     assert streamer.ended
     text = processor.tokenizer.decode(expected[0], skip_special_tokens=True)
     model.generate(

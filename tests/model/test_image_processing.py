@@ -22,14 +22,14 @@ from modeling_showattend.image_processing_showattend import ShowAttendImageProce
 
 @pytest.fixture
 def pixels() -> np.ndarray:
-    """A photo without any symmetry, (50, 70, 3), in which every 8-bit value occurs."""
+    """An image without any symmetry, (50, 70, 3), in which every 8-bit value occurs."""
     rng = np.random.default_rng(0)
     ramp = np.arange(50 * 70, dtype=np.uint16).reshape(50, 70)
     return np.stack([ramp % 256, ramp // 14, rng.integers(0, 256, (50, 70))], axis=-1).astype(np.uint8)
 
 
 @pytest.fixture
-def photo(pixels: np.ndarray, tmp_path: Path) -> Path:
+def image(pixels: np.ndarray, tmp_path: Path) -> Path:
     path = tmp_path / "a photo.png"
     Image.fromarray(pixels).save(path)
     return path
@@ -113,16 +113,16 @@ def test_crops_the_centre_as_torchvision() -> None:
 @pytest.mark.parametrize(
     "kind", ["path", "str", "url", "bytes", "file", "pil", "opened", "hwc", "chw", "float", "half", "tensor"]
 )
-def test_every_way_in_gives_the_same_pixels(kind: str, photo: Path, pixels: np.ndarray, server: str) -> None:
+def test_every_way_in_gives_the_same_pixels(kind: str, image: Path, pixels: np.ndarray, server: str) -> None:
     chw = torch.from_numpy(pixels).permute(2, 0, 1)
     ways: dict[str, Callable[[], Any]] = {
-        "path": lambda: photo,
-        "str": lambda: str(photo),
+        "path": lambda: image,
+        "str": lambda: str(image),
         "url": lambda: f"{server}/a photo.png",
-        "bytes": photo.read_bytes,
-        "file": lambda: io.BytesIO(photo.read_bytes()),
+        "bytes": image.read_bytes,
+        "file": lambda: io.BytesIO(image.read_bytes()),
         "pil": lambda: Image.fromarray(pixels),
-        "opened": lambda: Image.open(photo),
+        "opened": lambda: Image.open(image),
         "hwc": lambda: pixels,
         "chw": lambda: np.moveaxis(pixels, -1, 0),
         "float": lambda: pixels.astype(np.float64) / 255,
@@ -135,8 +135,8 @@ def test_every_way_in_gives_the_same_pixels(kind: str, photo: Path, pixels: np.n
     assert torch.equal(pixel_values(processor, ways[kind]()), expected)
 
 
-def test_an_open_file_stays_open_and_is_read_from_its_start(photo: Path, pixels: np.ndarray) -> None:
-    with photo.open("rb") as file:
+def test_an_open_file_stays_open_and_is_read_from_its_start(image: Path, pixels: np.ndarray) -> None:
+    with image.open("rb") as file:
         assert np.array_equal(rgb(file), rgb(file))
         assert not file.closed
 
@@ -147,7 +147,7 @@ def test_an_image_given_is_not_changed(pixels: np.ndarray) -> None:
     assert np.array_equal(np.asarray(image), pixels)
 
 
-# Where the first row and the first column of the file belong in the upright photo (EXIF 2.3, tag 0x0112).
+# Where the first row and the first column of the file belong in the upright image (EXIF 2.3, tag 0x0112).
 STORED = {
     1: lambda upright: upright,
     2: lambda upright: upright[:, ::-1],
@@ -228,20 +228,20 @@ def test_the_first_frame_of_an_animation(file_format: str) -> None:
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 
-def test_batches(photo: Path, pixels: np.ndarray) -> None:
+def test_batches(image: Path, pixels: np.ndarray) -> None:
     processor = ShowAttendImageProcessor()
-    one = pixel_values(processor, photo)
+    one = pixel_values(processor, image)
     other = pixel_values(processor, pixels[::-1])
     both = torch.cat([one, other])
     for batch in (
-        [photo, pixels[::-1].copy()],
-        (Image.open(photo), Image.fromarray(pixels[::-1].copy())),
-        [[str(photo)], [pixels[::-1].copy()]],
+        [image, pixels[::-1].copy()],
+        (Image.open(image), Image.fromarray(pixels[::-1].copy())),
+        [[str(image)], [pixels[::-1].copy()]],
         np.stack([pixels, pixels[::-1]]),
         torch.from_numpy(np.stack([pixels, pixels[::-1]])).permute(0, 3, 1, 2),
     ):
         assert torch.equal(pixel_values(processor, batch), both)
-    for single in ([photo], [[photo]]):
+    for single in ([image], [[image]]):
         assert torch.equal(pixel_values(processor, single), one)
 
 
@@ -255,7 +255,7 @@ def test_images_that_end_in_different_sizes_are_refused(pixels: np.ndarray) -> N
 
 
 def huge_png() -> bytes:
-    """A file of 100 bytes that says it is a photo of 60000x60000 pixels."""
+    """A file of 100 bytes that says it is an image of 60000x60000 pixels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -287,7 +287,7 @@ def test_an_unreadable_file_is_named(damage: str, pixels: np.ndarray, tmp_path: 
             load_image(contents[damage], name="row 7")
 
 
-def test_a_damaged_photo_that_is_already_opened_is_named(pixels: np.ndarray, tmp_path: Path) -> None:
+def test_a_damaged_image_that_is_already_opened_is_named(pixels: np.ndarray, tmp_path: Path) -> None:
     path = tmp_path / "cut.jpg"
     path.write_bytes(encode(Image.fromarray(pixels), "JPEG")[:-200])
     with pytest.raises(OSError, match=r"cut\.jpg.*truncated"):
@@ -359,10 +359,10 @@ def test_attention_box(width: int, height: int, settings: dict[str, Any]) -> Non
     left, top, right, bottom = processor.attention_box(width, height)
     assert 0 <= left < right <= width and 0 <= top < bottom <= height
 
-    # In this photo every pixel says where it is, so the borders of the input tell which part of the photo it shows.
+    # In this image every pixel says where it is, so the borders of the input show which part of the image it shows.
     x, y = np.meshgrid(np.arange(width, dtype=np.uint8), np.arange(height, dtype=np.uint8))
     seen = processor(np.stack([x, y, y], axis=-1), return_tensors="np")["pixel_values"][0].astype(float)
-    step_x, step_y = (right - left) / seen.shape[2], (bottom - top) / seen.shape[1]  # photo pixels per input pixel
+    step_x, step_y = (right - left) / seen.shape[2], (bottom - top) / seen.shape[1]  # image pixels per input pixel
     middle = seen[:, seen.shape[1] // 2, seen.shape[2] // 2]
     assert seen[0, 0, 10] == pytest.approx(left + 10.5 * step_x - 0.5, abs=1)
     assert seen[0, 0, -10] == pytest.approx(right - 9.5 * step_x - 0.5, abs=1)
@@ -371,7 +371,7 @@ def test_attention_box(width: int, height: int, settings: dict[str, Any]) -> Non
     assert middle[0] == pytest.approx((left + right + step_x) / 2 - 0.5, abs=1.5)
 
 
-def test_attention_box_covers_a_squashed_photo() -> None:
+def test_attention_box_covers_a_squashed_image() -> None:
     assert ShowAttendImageProcessor().attention_box(640, 480) == (0, 0, 640, 480)
     cropped = ShowAttendImageProcessor(size={"shortest_edge": 256}, do_center_crop=True, crop_size=256)
     # 640x480 becomes 341x256, of which the columns from 42 to 298 remain.

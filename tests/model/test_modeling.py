@@ -172,8 +172,8 @@ def test_every_resnet(make_config: MakeConfig, encoder_name: str, encoder_dim: i
     with torch.device("meta"):
         model = Model(config)
         for (height, width), positions in {(224, 224): 49, (64, 96): 6, (448, 320): 140}.items():
-            photos = torch.zeros(2, 3, height, width)
-            output = model(pixel_values=photos, decoder_input_ids=torch.zeros(2, 5, dtype=torch.long))
+            images = torch.zeros(2, 3, height, width)
+            output = model(pixel_values=images, decoder_input_ids=torch.zeros(2, 5, dtype=torch.long))
             assert output.encoder_last_hidden_state.shape == (2, positions, encoder_dim)
             assert output.logits.shape == (2, 5, config.vocab_size)
             assert output.cross_attentions[0].shape == (2, 1, 5, positions)
@@ -196,10 +196,10 @@ def test_encoder_is_torchvisions(make_config: MakeConfig) -> None:
     resnet = torchvision.models.resnet18(weights=None).eval()
     model = Model(make_config()).eval()
     model.encoder.resnet.load_state_dict(torch.nn.Sequential(*list(resnet.children())[:-2]).state_dict())
-    photos = torch.randn(1, 3, 64, 64)
+    images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        pooled = model.encoder(pixel_values=photos).last_hidden_state.mean(dim=1)
-        torch.testing.assert_close(resnet.fc(pooled), resnet(photos))
+        pooled = model.encoder(pixel_values=images).last_hidden_state.mean(dim=1)
+        torch.testing.assert_close(resnet.fc(pooled), resnet(images))
 
 
 @pytest.mark.parametrize("stages", [0, 1, 2, 3, 4])
@@ -397,7 +397,7 @@ def test_what_feature_and_word_dropout_drop(make_model: MakeModel, image_feature
     model.decoder.init_h.register_forward_pre_hook(lambda _, inputs: seen.update(mean=inputs[0]))
     model.decoder.attention.U.register_forward_pre_hook(lambda _, inputs: seen.update(grid=inputs[0]))
     model(image_features=image_features, labels=LABELS)
-    shares = seen["grid"] / image_features  # (photos, positions, channels)
+    shares = seen["grid"] / image_features  # (images, positions, channels)
     torch.testing.assert_close(shares, shares[:, :1].expand_as(shares))
     kept = shares[:, 0] > 0
     torch.testing.assert_close(shares[:, 0][kept], torch.full_like(shares[:, 0][kept], 1 / 0.75))

@@ -30,18 +30,18 @@ def processor() -> ShowAttendProcessor:
 
 
 @pytest.fixture
-def photo() -> Image.Image:
+def image() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
 
 
-# --- photos and prefixes ---------------------------------------------------------------------------------------------
+# --- images and prefixes ---------------------------------------------------------------------------------------------
 
 
-def test_photos_alone(processor: ShowAttendProcessor, photo: Image.Image) -> None:
-    batch = processor([photo, photo], return_tensors="pt")
+def test_images_alone(processor: ShowAttendProcessor, image: Image.Image) -> None:
+    batch = processor([image, image], return_tensors="pt")
     assert list(batch) == ["pixel_values"]
-    assert torch.equal(batch["pixel_values"], processor.image_processor([photo] * 2, return_tensors="pt").pixel_values)
-    unnormalised = processor(photo, do_normalize=False, return_tensors="pt")["pixel_values"]
+    assert torch.equal(batch["pixel_values"], processor.image_processor([image] * 2, return_tensors="pt").pixel_values)
+    unnormalised = processor(image, do_normalize=False, return_tensors="pt")["pixel_values"]
     assert unnormalised.min() >= 0 and unnormalised.max() <= 1
 
 
@@ -57,9 +57,9 @@ def test_photos_alone(processor: ShowAttendProcessor, photo: Image.Image) -> Non
     ],
 )
 def test_prefixes_end_without_sep(
-    text: Any, ids: list[list[int]], processor: ShowAttendProcessor, photo: Image.Image
+    text: Any, ids: list[list[int]], processor: ShowAttendProcessor, image: Image.Image
 ) -> None:
-    batch = processor([photo, photo], text=text, padding=True, return_tensors="pt")
+    batch = processor([image, image], text=text, padding=True, return_tensors="pt")
     assert sorted(batch) == ["decoder_input_ids", "pixel_values"]
     assert batch["decoder_input_ids"].dtype == torch.int64
     assert batch["decoder_input_ids"].tolist() == ids
@@ -70,16 +70,16 @@ def test_a_special_token_typed_in_a_text_is_text(processor: ShowAttendProcessor)
     assert processor(text_target="a [SEP] dog")["labels"][0].count(SEP) == 1
 
 
-def test_prefixes_of_different_lengths_are_refused(processor: ShowAttendProcessor, photo: Image.Image) -> None:
+def test_prefixes_of_different_lengths_are_refused(processor: ShowAttendProcessor, image: Image.Image) -> None:
     with pytest.raises(ValueError, match=r"same number of tokens.*LSTM.*2, 3"):
-        processor([photo, photo], text=["a photo", "the dog run"], padding=True, return_tensors="pt")
+        processor([image, image], text=["a photo", "the dog run"], padding=True, return_tensors="pt")
 
 
 # --- labels ----------------------------------------------------------------------------------------------------------
 
 
-def test_labels_start_after_cls_and_end_with_sep(processor: ShowAttendProcessor, photo: Image.Image) -> None:
-    batch = processor([photo, photo], text_target=["a dog runs on grass", "the dog"], return_tensors="pt")
+def test_labels_start_after_cls_and_end_with_sep(processor: ShowAttendProcessor, image: Image.Image) -> None:
+    batch = processor([image, image], text_target=["a dog runs on grass", "the dog"], return_tensors="pt")
     assert sorted(batch) == ["labels", "pixel_values"]
     assert batch["labels"].dtype == torch.int64
     assert batch["labels"].tolist() == [[A, DOG, RUN, S, ON, GRASS, SEP], [THE, DOG, SEP] + [-100] * 4]
@@ -117,15 +117,15 @@ def test_labels_decode_to_the_caption(processor: ShowAttendProcessor) -> None:
     ],
 )
 def test_wrong_texts_are_refused(
-    inputs: dict[str, Any], message: str, processor: ShowAttendProcessor, photo: Image.Image
+    inputs: dict[str, Any], message: str, processor: ShowAttendProcessor, image: Image.Image
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        processor([photo, photo] if inputs else None, **inputs)
+        processor([image, image] if inputs else None, **inputs)
 
 
-def test_an_unreadable_photo_is_named(processor: ShowAttendProcessor, photo: Image.Image) -> None:
+def test_an_unreadable_image_is_named(processor: ShowAttendProcessor, image: Image.Image) -> None:
     with pytest.raises(OSError, match=r"missing\.jpg"):
-        processor([photo, "missing.jpg"], text="a")
+        processor([image, "missing.jpg"], text="a")
 
 
 # --- with the model and transformers' own pipeline -------------------------------------------------------------------
@@ -148,11 +148,11 @@ def model() -> ShowAttendForConditionalGeneration:
 
 
 def test_a_batch_goes_into_the_model(
-    model: ShowAttendForConditionalGeneration, processor: ShowAttendProcessor, photo: Image.Image
+    model: ShowAttendForConditionalGeneration, processor: ShowAttendProcessor, image: Image.Image
 ) -> None:
-    training = processor([photo, photo], text_target=["a dog runs", "the dog"], return_tensors="pt")
+    training = processor([image, image], text_target=["a dog runs", "the dog"], return_tensors="pt")
     assert torch.isfinite(model(**training).loss)
-    prompt = processor(photo, text="a photo of", return_tensors="pt")
+    prompt = processor(image, text="a photo of", return_tensors="pt")
     assert model.generate(**prompt)[0, :4].tolist() == [CLS, A, PHOTO, OF]
 
 
@@ -170,17 +170,17 @@ def test_image_text_to_text_pipeline(
     text: Any,
     model: ShowAttendForConditionalGeneration,
     processor: ShowAttendProcessor,
-    photo: Image.Image,
+    image: Image.Image,
     tmp_path: Path,
 ) -> None:
     pipe = ImageTextToTextPipeline(model=model, processor=processor)
     path = tmp_path / "photo.png"
-    photo.save(path)
-    given: Any = {"one": str(path), "two": [photo, str(path)], "nested": [[photo], [photo]]}[images]
+    image.save(path)
+    given: Any = {"one": str(path), "two": [image, str(path)], "nested": [[image], [image]]}[images]
     records = pipe(given, text=text, max_new_tokens=4)
     texts = [text] * len(records) if isinstance(text, str) else text
     assert len(records) == (1 if images == "one" else 2)
-    inputs = processor([photo] * len(records), text=text, return_tensors="pt")
+    inputs = processor([image] * len(records), text=text, return_tensors="pt")
     captions = processor.batch_decode(model.generate(**inputs, max_new_tokens=4), skip_special_tokens=True)
     for record, prefix, caption in zip(records, texts, captions, strict=True):
         assert record["input_text"] == prefix and record["generated_text"].startswith(prefix)
@@ -217,13 +217,13 @@ torch.save(dict(batch), "batch.pt")
 
 
 def test_a_folder_loads_without_the_package_and_can_be_saved_again(
-    processor: ShowAttendProcessor, photo: Image.Image, tmp_path: Path
+    processor: ShowAttendProcessor, image: Image.Image, tmp_path: Path
 ) -> None:
     processor.image_processor = ShowAttendImageProcessor(
         size={"shortest_edge": 64}, do_center_crop=True, crop_size=48, do_normalize=False
     )
-    photo.save(tmp_path / "photo.png")
-    expected = processor(photo, text="a photo", text_target="a dog runs", return_tensors="pt")
+    image.save(tmp_path / "photo.png")
+    expected = processor(image, text="a photo", text_target="a dog runs", return_tensors="pt")
     assert expected["pixel_values"].shape == (1, 3, 48, 48)
     processor.save_pretrained(tmp_path / "0")
     processor.save_pretrained(tmp_path / "0")  # saving twice changes nothing
@@ -246,7 +246,7 @@ def test_a_folder_loads_without_the_package_and_can_be_saved_again(
     assert (config["size"], config["do_normalize"]) == ({"shortest_edge": 64}, False)
 
 
-def test_what_wordpiece_splits_is_put_together_again() -> None:
+def test_what_wordpiece_splits_is_joined_again() -> None:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "man", "s", "t", "shirt", "'", "-", ",", "3", "4", "/"]
     tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
     processor = ShowAttendProcessor(ShowAttendImageProcessor(), tokenizer)

@@ -48,18 +48,18 @@ def test_samples(make_model: MakeModel, processor: ShowAttendProcessor, batch: B
         ends += SEP in row
     assert 0 < ends < 60  # some ended with [SEP], others were cut
     assert len({tuple(row) for row in labels[:20].tolist()}) > 10
-    assert any(len(set(row) - {-100}) < len([piece for piece in row if piece != -100]) for row in labels.tolist())
+    assert any(len(set(row) - {-100}) < len([token for token in row if token != -100]) for row in labels.tolist())
     ((ids, captions),) = reward.asked
     assert ids == ["a.jpg"] * 20 + ["b.jpg"] * 20 + ["c.jpg"] * 20
-    pieces = labels.masked_fill(labels == -100, PAD)
-    assert captions == processor.batch_decode(pieces, skip_special_tokens=True)
+    tokens = labels.masked_fill(labels == -100, PAD)
+    assert captions == processor.batch_decode(tokens, skip_special_tokens=True)
     assert mean_reward == pytest.approx(np.mean([caption.split().count("dog") for caption in captions]))
 
 
 def test_samples_come_from_the_models_own_distribution(
     make_model: MakeModel, processor: ShowAttendProcessor, batch: Batch
 ) -> None:
-    """All of it, whatever the checkpoint's settings are; generate cuts the tail off unless it is told otherwise."""
+    """All of it, whatever the checkpoint's settings are; generate cuts the tail off unless told otherwise."""
     model = make_model(seed=1)
     model.generation_config.update(top_k=3, top_p=0.5, temperature=0.5)
     one = Batch({"image_features": batch.inputs["image_features"][:1]}, batch.labels, ["a.jpg"])
@@ -92,10 +92,10 @@ def test_advantage_over_the_other_samples(make_model: MakeModel, processor: Show
     _, advantages, _ = sample_captions(make_model(seed=1), processor, batch, reward, 4, "samples", max_length=9)
     ((_, captions),) = reward.asked
     dogs = [caption.split().count("dog") for caption in captions]
-    for photo in range(3):
-        of_photo = dogs[4 * photo : 4 * photo + 4]
-        expected = [of_photo[i] - (sum(of_photo) - of_photo[i]) / 3 for i in range(4)]
-        torch.testing.assert_close(advantages[4 * photo : 4 * photo + 4], torch.tensor(expected))
+    for image in range(3):
+        of_image = dogs[4 * image : 4 * image + 4]
+        expected = [of_image[i] - (sum(of_image) - of_image[i]) / 3 for i in range(4)]
+        torch.testing.assert_close(advantages[4 * image : 4 * image + 4], torch.tensor(expected))
     assert len(set(dogs)) > 1
 
 

@@ -60,7 +60,7 @@ def test_caption(
     deep_output: bool,
 ) -> None:
     model = make_model(context_gate=True, deep_output=deep_output)
-    for photo in pixel_values.split(1):
-        caption = textbook_caption(model, photo, num_beams=num_beams, max_length=12)
+    for image in pixel_values.split(1):
+        caption = textbook_caption(model, image, num_beams=num_beams, max_length=12)
         search: dict[str, Any] = dict(num_beams=num_beams, length_penalty=0.0, early_stopping="never", max_length=12)
-        assert caption == model.generate(pixel_values=photo, **search)[0].tolist()
+        assert caption == model.generate(pixel_values=image, **search)[0].tolist()

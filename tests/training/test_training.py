@@ -104,8 +104,8 @@ def captions_with_auto_classes(best: Path, folder: Path) -> str:
     model: Any = AutoModelForImageTextToText.from_pretrained(best)
     processor = AutoProcessor.from_pretrained(best)
     assert isinstance(processor, ShowAttendProcessor)
-    photo = Image.open(folder / "photos" / "Images" / "red_circle.jpg")
-    generated = model.generate(**processor(photo, return_tensors="pt"), min_length=6, do_sample=False)
+    image = Image.open(folder / "photos" / "Images" / "red_circle.jpg")
+    generated = model.generate(**processor(image, return_tensors="pt"), min_length=6, do_sample=False)
     return processor.decode(generated[0], skip_special_tokens=True)
 
 
@@ -319,11 +319,11 @@ def test_validation_figures_by_hand(overfitted: Path, folder: Path) -> None:
     for row in dataset["validation"]:
         pixel_values = processor(row["image"], return_tensors="pt")["pixel_values"]
         for caption in row["captions"]:
-            pieces = processor.tokenizer(caption, truncation=True, max_length=16, return_tensors="pt")["input_ids"]
+            tokens = processor.tokenizer(caption, truncation=True, max_length=16, return_tensors="pt")["input_ids"]
             with torch.no_grad():
-                logits = model(pixel_values=pixel_values, decoder_input_ids=pieces[:, :-1]).logits[0]
-            losses += F.cross_entropy(logits, pieces[0, 1:], reduction="none").tolist()
-            right += (logits.argmax(dim=-1) == pieces[0, 1:]).tolist()
+                logits = model(pixel_values=pixel_values, decoder_input_ids=tokens[:, :-1]).logits[0]
+            losses += F.cross_entropy(logits, tokens[0, 1:], reduction="none").tolist()
+            right += (logits.argmax(dim=-1) == tokens[0, 1:]).tolist()
     best = min(read_log(overfitted), key=lambda line: line["loss"])
     assert best["loss"] == pytest.approx(sum(losses) / len(losses), rel=2e-3)
     assert best["token_accuracy"] == pytest.approx(sum(right) / len(right), abs=0.51 / len(right))

@@ -21,8 +21,8 @@ LABELS = torch.tensor([[5, 6, 9, 11, 3], [7, 8, 3, -100, -100], [10, 5, 12, 3, -
 
 @pytest.fixture
 def examples(pixel_values: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-    photos = torch.cat([pixel_values, -pixel_values])
-    return [{"pixel_values": photo, "labels": labels} for photo, labels in zip(photos, LABELS, strict=True)]
+    images = torch.cat([pixel_values, -pixel_values])
+    return [{"pixel_values": image, "labels": labels} for image, labels in zip(images, LABELS, strict=True)]
 
 
 def arguments(tmp_path: Path, **changes: Any) -> dict[str, Any]:
@@ -105,8 +105,8 @@ def test_seq2seq_trainer_generates(make_model: MakeModel, examples: Any, tmp_pat
     metrics = trainer.evaluate()
     assert metrics["eval_length"] > 1
     assert 0 < metrics["eval_loss"] < 20
-    photos = torch.stack([example["pixel_values"] for example in examples])
-    expected = model.eval().generate(photos, num_beams=2, max_length=8)
+    images = torch.stack([example["pixel_values"] for example in examples])
+    expected = model.eval().generate(images, num_beams=2, max_length=8)
     predictions = torch.as_tensor(seen[0].predictions)[:, : expected.shape[1]]
     torch.testing.assert_close(predictions.where(predictions != -100, 0), expected)
 
@@ -146,8 +146,8 @@ def test_half_precision(make_model: MakeModel, pixel_values: torch.Tensor, tmp_p
     ids = torch.tensor([[2, 5, 6], [2, 7, 8]])
     with torch.no_grad():
         expected = model(pixel_values=pixel_values, decoder_input_ids=ids)
-        for photos in (pixel_values, pixel_values.to(dtype)):
-            output = half(pixel_values=photos, decoder_input_ids=ids)
+        for images in (pixel_values, pixel_values.to(dtype)):
+            output = half(pixel_values=images, decoder_input_ids=ids)
             assert output.logits.dtype == dtype
             difference = output.logits.float() - expected.logits
             assert difference.norm() < 8 * torch.finfo(dtype).eps * expected.logits.norm()
