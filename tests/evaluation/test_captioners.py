@@ -113,12 +113,12 @@ def test_captions_are_those_of_generate(kind: Callable[[Path], Any], images: Pat
 
 
 @pytest.mark.parametrize("kind", [vit_gpt2, blip, git])
-def test_two_processes_measure_what_one_does(kind: Callable[[Path], Any], photos: Path, tmp_path: Path) -> None:
+def test_two_processes_measure_what_one_does(kind: Callable[[Path], Any], images: Path, tmp_path: Path) -> None:
     """Of seven images one process gets four and the other three, in other batches."""
     make(kind, tmp_path)
     one, two = tmp_path / "one", tmp_path / "two"
     prompt = [] if kind is vit_gpt2 else ["--prompt=a photo of"]
-    shared = [f"--checkpoint={tmp_path}", f"--dataset={photos}", "--batch-size=3", "--max-length=9", *prompt]
+    shared = [f"--checkpoint={tmp_path}", f"--dataset={images}", "--batch-size=3", "--max-length=9", *prompt]
     assert evaluate.main([*shared, f"--output-dir={one}"]) == 0
     launch = [sys.executable, "-m", "accelerate.commands.launch"]
     launch += ["--config_file", str(ROOT / "configs" / "accelerate_two_cpu_processes.yaml"), "-m", "showattend"]

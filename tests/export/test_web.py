@@ -65,11 +65,11 @@ def captioner(
             searches = [model.generate(pixel_values=pixel_values, num_beams=num_beams) for num_beams in (1, BEAMS)]
             return [text for ids in searches for text in processor.batch_decode(ids, skip_special_tokens=True)]
 
-        def tell_something(texts: list[str]) -> bool:
+        def say_something(texts: list[str]) -> bool:
             return all(texts) and len(set(texts)) > 2 and all(" " in text for text in texts[1::2])  # of the squares
 
         random = (make_model(seed) for seed in range(100))
-        model = next(model for model in random if tell_something(captions(model)))
+        model = next(model for model in random if say_something(captions(model)))
         checkpoint = tmp_path_factory.mktemp("checkpoint")
         model.save_pretrained(checkpoint)
         processor.save_pretrained(checkpoint)

@@ -294,7 +294,7 @@ def captions(**kwargs):
     return caption(model, processor)
 
 seen["main"] = captions()
-seen["pipeline"] = pipeline(model=folder, **options)(photos, max_length=12)
+seen["pipeline"] = pipeline(model=folder, **options)(paths, max_length=12)
 try:
     captions(revision="second")
 except Exception as error:
