@@ -9,7 +9,7 @@ TOKENIZER ?= bert-base-uncased
 export IMAGE CHECKPOINT
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# What pip is told of versions: constraints.txt, the oldest that pyproject.toml allows, or nothing.
+# Version constraints for pip: constraints.txt, the oldest versions that pyproject.toml allows, or none.
 VERSIONS ?= -c constraints.txt
 PIP_INSTALL = "$(VENV)/bin/python" -m pip install $(VERSIONS) -e
 OLDEST ?= .venv-oldest

@@ -246,7 +246,7 @@ def files_table(checkpoint: str, onnx: str | None, images: list[str], num_beams:
 def captioning_table(checkpoint: str, onnx: str | None, images: list[str], seconds: float) -> str:
     headings = [f"batch {size}, {'greedy' if beams == 1 else f'beam {beams}'}" for size, beams in BATCHES_AND_BEAMS]
     lines = [
-        "| ms an image (times the encoder alone) | " + " | ".join(headings) + " |",
+        "| ms per image (times the encoder alone) | " + " | ".join(headings) + " |",
         "|---|" + "---:|" * len(headings),
     ]
     encoders: list[list[float]] = [[] for _ in headings]

@@ -4,6 +4,7 @@ The exit code is 2 if something the user gave is wrong and nothing was started, 
 """
 
 import argparse
+import errno
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any, NoReturn
 
 from showattend import DEFAULT_CHECKPOINT
 
+DISK_FAILED = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 # The extra of pyproject.toml that brings a module; the other libraries come with the package itself.
 EXTRAS = {
     **dict.fromkeys(("accelerate", "datasets", "evaluate", "matplotlib"), "train"),
@@ -60,7 +62,9 @@ class CommandParser(argparse.ArgumentParser):
             self.exit(exit_code, f"error: {module} is not installed: pip install -e {what} in a clone; {which}\n")
         except OSError as error:
             system = error.filename is not None  # "[Errno 13] Permission denied: 'file'"
-            self._fail(exit_code, f"{error.filename}: {error.strerror}" if system else str(error))
+            number = error.errno or getattr(error.__cause__, "errno", None)
+            code = 1 if number in DISK_FAILED else exit_code
+            self._fail(code, f"{error.filename}: {error.strerror}" if system else str(error))
         except (ImportError, ValueError, FloatingPointError) as error:
             self._fail(exit_code, str(error))
 

@@ -1,5 +1,6 @@
 """Replaces folders atomically: a new version is written beside the old one, then replaces it."""
 
+import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +32,9 @@ def replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         if not isinstance(error, WRITE_ERRORS):
             raise
-        raise OSError(f"{folder} could not be written ({error}); its last complete version is intact.") from error
+        failure = OSError(f"{folder} could not be written ({error}); its last complete version is intact.")
+        failure.errno = error.errno if isinstance(error, OSError) else errno.EIO
+        raise failure from error
     state.wait_for_everyone()
     if state.is_main_process:
         shutil.rmtree(previous, ignore_errors=True)

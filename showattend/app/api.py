@@ -1,7 +1,9 @@
 """The app for programs: one image in, captions with scores, words and attention out, as JSON."""
 
+from collections.abc import Callable
 from typing import Any
 
+import gradio as gr
 import torch
 from PIL import Image
 
@@ -10,8 +12,34 @@ from modeling_showattend.modeling_showattend import generated_attentions
 from showattend.attention.maps import attended_caption
 from showattend.captioning.generate import caption_scores
 
+from .uploads import read_image
+
 MAX_BEAMS, MAX_CAPTIONS = 10, 5
 LOW_TEMPERATURE, HIGH_TEMPERATURE = 0.1, 2.0
+
+
+def caption_endpoint(
+    model: ShowAttendForConditionalGeneration, processor: ShowAttendProcessor
+) -> Callable[..., dict[str, Any]]:
+    """The function behind `/caption`, whose arguments are those of a request."""
+
+    def caption(
+        image: gr.FileData,  # it arrives as a dict, its fields in JSON
+        num_beams: int = 1,
+        num_captions: int = 1,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+    ) -> dict[str, Any]:
+        """Caption an image: see `showattend.app.api.describe` for what it returns."""
+        try:
+            settings = check_settings(num_beams, num_captions, do_sample, temperature)
+            if not isinstance(image, dict) or "path" not in image:
+                raise ValueError("image must be an uploaded file: gradio_client's handle_file uploads one.")
+            return describe(model, processor, read_image(image["path"]), **settings)
+        except (OSError, ValueError) as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    return caption
 
 
 def check_settings(num_beams: int, num_captions: int, do_sample: bool, temperature: float) -> dict[str, Any]:

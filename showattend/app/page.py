@@ -9,7 +9,7 @@ import gradio as gr
 from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
 from showattend.attention.streaming import stream_captions
 
-from .api import check_settings, describe
+from .api import caption_endpoint
 from .uploads import read_image
 from .views import captions_html, error_html, examples_html, image_html
 
@@ -51,22 +51,6 @@ def build_page(
 
     def take_example(event: gr.EventData) -> str:
         return str(examples[int(event.number)].resolve())
-
-    def caption(
-        image: gr.FileData,  # it arrives as a dict, its fields in JSON
-        num_beams: int = 1,
-        num_captions: int = 1,
-        do_sample: bool = False,
-        temperature: float = 1.0,
-    ) -> dict[str, Any]:
-        """Caption an image: see `showattend.app.api.describe` for what it returns."""
-        try:
-            settings = check_settings(num_beams, num_captions, do_sample, temperature)
-            if not isinstance(image, dict) or "path" not in image:
-                raise ValueError("image must be an uploaded file: gradio_client's handle_file uploads one.")
-            return describe(model, processor, read_image(image["path"]), **settings)
-        except (OSError, ValueError) as error:
-            raise gr.Error(str(error), print_exception=False) from error
 
     page = gr.Blocks(
         title="Show, Attend and Tell", analytics_enabled=False, delete_cache=(UPLOADS_CHECKED, UPLOADS_KEPT)
@@ -122,7 +106,7 @@ def build_page(
         )
         examples_view.click(take_example, None, image_input, api_visibility="private")
         another.click(remove_image, None, [image_input, choosing, captioned], api_visibility="private")
-        gr.api(caption, api_name="caption", concurrency_limit=1, concurrency_id="caption")
+        gr.api(caption_endpoint(model, processor), api_name="caption", concurrency_limit=1, concurrency_id="caption")
     return page.queue(max_size=MAX_WAITING)
 
 

@@ -44,19 +44,14 @@ def caption_stream(
                 reading.append((key, readers.submit(captioner.read, source)))
             if not reading:
                 return
-            yield from _caption_batch(captioner, [reading.popleft() for _ in range(min(batch_size, len(reading)))])
+            batch = [reading.popleft() for _ in range(min(batch_size, len(reading)))]
+            outcomes: list[Any] = [_outcome(future) for _, future in batch]
+            read = [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
+            captions = iter(captioner.caption(read) if read else [])
+            for (key, _), outcome in zip(batch, outcomes, strict=True):
+                yield key, outcome if isinstance(outcome, Exception) else next(captions)
     finally:
         readers.shutdown(wait=False, cancel_futures=True)
-
-
-def _caption_batch(
-    captioner: Captioner, batch: list[tuple[Key, Future[Any]]]
-) -> Iterator[tuple[Key, list[Caption] | Exception]]:
-    outcomes: list[Any] = [_outcome(future) for _, future in batch]
-    images = [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
-    captions = iter(captioner.caption(images) if images else [])
-    for (key, _), outcome in zip(batch, outcomes, strict=True):
-        yield key, outcome if isinstance(outcome, Exception) else next(captions)
 
 
 def _outcome(reading: Future[Any]) -> Any:

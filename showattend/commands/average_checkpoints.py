@@ -1,7 +1,6 @@
 """Average the weights of captioners: `showattend average-checkpoints OUT_FOLDER START END SHARE [END SHARE ...]`."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from showattend.command_line import CommandParser
 
@@ -22,15 +21,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from showattend.hub.averaging import average_checkpoints
 
         logging.disable_progress_bar()
-        shares = read_shares(options.ends)
+        try:
+            shares = {end: float(share) for end, share in zip(options.ends[::2], options.ends[1::2], strict=True)}
+        except ValueError:
+            parser.error(f"{' '.join(options.ends)}: after each captioner comes its share, a number from 0 to 1.")
         average_checkpoints(options.start, shares, options.output_dir)
     parts = ", ".join(f"{share:.0%} of {end}" for end, share in shares.items())
     print(f"{options.output_dir}: {options.start}, with {parts}")
     return 0
-
-
-def read_shares(ends: list[str]) -> dict[str | Path, float]:
-    try:
-        return {end: float(share) for end, share in zip(ends[::2], ends[1::2], strict=True)}
-    except ValueError:
-        raise ValueError(f"{' '.join(ends)}: after each captioner comes its share, a number from 0 to 1.") from None

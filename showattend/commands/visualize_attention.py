@@ -11,7 +11,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = CommandParser(
         "visualize-attention",
         "Caption an image and draw where the network looked before every word.",
-        epilog="PNG and SVG: the image, then a panel a word. GIF: a frame a word, marked in the caption below.",
+        epilog="PNG and SVG: the image, then a panel per word. GIF: a frame per word, marked in the caption below.",
     )
     parser.add_argument("image", metavar="IMAGE", help="file or URL")
     parser.add_argument("--output", type=Path, help="ends in .png, .svg or .gif; default: IMAGE-attention.png, here")

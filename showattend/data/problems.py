@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .rows import CaptionedImage
@@ -16,30 +16,25 @@ logger = logging.getLogger(__name__)
 MAX_REPORTED = 20
 
 
-class Problem(NamedTuple):
-    kind: str  # in the plural, as the summary counts it
-    message: str
-
-
 @dataclass
 class Problems:
     """The problems of one dataset, in the order in which they are found."""
 
-    found: list[Problem] = field(default_factory=list)
+    found: list[tuple[str, str]] = field(default_factory=list)  # kind, in the plural for the summary, and message
 
     def add(self, kind: str, where: str, what: str) -> None:
         """Add a problem: `malformed rows`, `captions.txt, row 8`, `expected ...`."""
-        self.found.append(Problem(kind, f"{where}: {what}"))
+        self.found.append((kind, f"{where}: {what}"))
 
     def summary(self) -> str:
         """The number of problems of each kind; empty if there is none."""
-        counts = Counter(problem.kind for problem in self.found)
+        counts = Counter(kind for kind, _ in self.found)
         return "; ".join(f"{kind}: {count:,}" for kind, count in counts.items())
 
     def report(self, source: str | Path, splits: Mapping[str, Sequence["CaptionedImage"]]) -> None:
         """Log the first problems, and how many images and captions are left in each split."""
-        for problem in self.found[:MAX_REPORTED]:
-            log(logging.WARNING, problem.message)
+        for _, message in self.found[:MAX_REPORTED]:
+            log(logging.WARNING, message)
         if len(self.found) > MAX_REPORTED:
             log(logging.WARNING, f"... and {len(self.found) - MAX_REPORTED:,} more")
         sizes = ", ".join(f"{len(images):,} {split}" for split, images in splits.items()) or "no"

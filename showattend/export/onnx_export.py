@@ -1,6 +1,6 @@
 """A trained captioner as ONNX graphs, which run without torch: in Python (`onnx_captioner.py`), browsers and phones.
 
-Two graphs make a caption. The encoder runs once an image, the decoder once a token:
+Two graphs make a caption. The encoder runs once per image, the decoder once per token:
 
     encoder: pixel_values (images, 3, height, width)
              -> values (images, positions, ...), keys (images, positions, attention_dim), h, c

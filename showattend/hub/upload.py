@@ -98,7 +98,24 @@ def share(
     api = HfApi(library_name="modeling-showattend")
     failure = f"Nothing was published as {repo_id}:"
     try:
-        return _upload(api, files, repo_id, private, revision, commit_message)
+        repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
+        if private and not api.model_info(repo_id).private:
+            raise ValueError(
+                f"{repo_id} exists and is public: do without private, or make it private on the Hub first."
+            )
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        # A generated card must not replace one written on the Hub.
+        if isinstance(files["README.md"], bytes) and api.file_exists(repo_id, "README.md", revision=revision):
+            files = {path: file for path, file in files.items() if path != "README.md"}
+        # Not upload_folder, which may split the files over several commits.
+        commit = api.create_commit(
+            repo_id,
+            [CommitOperationAdd(path, file) for path, file in files.items()],
+            commit_message=commit_message,
+            revision=revision,
+        )
+        return commit.commit_url
     except HfHubHTTPError as error:
         if error.response.status_code == 401:
             raise OSError(f"{failure} the Hub does not know your token; log in again with `hf auth login`.") from error
@@ -106,24 +123,3 @@ def share(
     except (HTTPError, OSError, RuntimeError) as error:  # RuntimeError: huggingface_hub's and hf_xet's uploads
         reasons = dict.fromkeys(str(reason) for reason in (error, error.__cause__) if reason is not None)
         raise OSError(f"{failure} the connection to {api.endpoint} failed ({' '.join(reasons)}); try again.") from error
-
-
-def _upload(
-    api: HfApi, files: dict[str, Path | bytes], repo_id: str, private: bool, revision: str | None, commit_message: str
-) -> str:
-    repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
-    if private and not api.model_info(repo_id).private:
-        raise ValueError(f"{repo_id} exists and is public: do without private, or make it private on the Hub first.")
-    if revision is not None:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    # A generated card must not replace one written on the Hub.
-    if isinstance(files["README.md"], bytes) and api.file_exists(repo_id, "README.md", revision=revision):
-        files = {path: file for path, file in files.items() if path != "README.md"}
-    # Not upload_folder, which may split the files over several commits.
-    commit = api.create_commit(
-        repo_id,
-        [CommitOperationAdd(path, file) for path, file in files.items()],
-        commit_message=commit_message,
-        revision=revision,
-    )
-    return commit.commit_url

@@ -1,6 +1,7 @@
 """The command `showattend`: its subcommands, and what they share."""
 
 import argparse
+import errno
 import pkgutil
 import re
 import subprocess
@@ -142,6 +143,18 @@ def test_the_extra_of_every_library_is_known() -> None:
             for library in re.findall(r'"(\w+)', libraries):
                 assert EXTRAS[{"pyyaml": "yaml"}.get(library, library)] == extra
     assert {"train", "app", "onnx", "ray", "timm"} <= {extra for extra, _ in extras}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_full_disk_fails_the_run(wrapped: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever the block: nothing that the user gave is wrong."""
+    full = OSError(errno.ENOSPC, "No space left on device", "figures.json")
+    with pytest.raises(SystemExit) as stop, CommandParser("test", "").reporting(2):
+        if wrapped:
+            raise OSError("onnx cannot be written: No space left on device.") from full
+        raise full
+    assert stop.value.code == 1
+    assert "No space left on device" in capsys.readouterr().err
 
 
 def test_a_fault_of_ours_keeps_its_traceback() -> None:

@@ -41,7 +41,7 @@ def test_outputs_are_kept_and_small(name: str) -> None:
     assert (NOTEBOOKS / name).stat().st_size < 400_000
 
 
-def test_the_tour_ends_with_four_captions_learnt_by_heart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tour_ends_with_four_memorised_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = executed("show_attend_and_tell.ipynb", tmp_path, monkeypatch)
     name = "show_attend_and_tell.ipynb"
     captions = [line for line in printed(read(name)).splitlines() if line.split(" ")[0].endswith((".webp", ".png"))]

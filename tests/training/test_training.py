@@ -364,7 +364,7 @@ def test_learning_rate_falls_on_a_plateau_and_training_stops_early(folder: Path,
 
 
 def test_best_is_the_model_of_the_best_epoch(folder: Path, tmp_path: Path) -> None:
-    """Nothing is learnt after the first epoch but at a rate that ruins the model."""
+    """The second epoch, at an absurd learning rate, ruins the model."""
     schedule = dict(lr_scheduler="linear", warmup_steps=1_000, learning_rate=100.0, max_grad_norm=0.0)
     log = train(folder, tmp_path / "run", epochs=2, **schedule)
     best = ShowAttendForConditionalGeneration.from_pretrained(tmp_path / "run" / "best").state_dict()
@@ -518,19 +518,19 @@ def test_average_with_the_start(folder: Path, tmp_path: Path, overfitted: Path) 
             assert torch.equal(best[name], start[name])  # to the last bit: cached features stay valid
 
 
-def test_generated_captions_are_learnt(folder: Path, tmp_path: Path, overfitted: Path) -> None:
-    learnt: list[list[list[str]]] = []
+def test_generated_captions_are_trained_on(folder: Path, tmp_path: Path, overfitted: Path) -> None:
+    trained_on: list[list[list[str]]] = []
 
     def remember(captions: Any, *others: Any) -> list[list[list[int]]]:
-        learnt.append([list(of_image) for of_image in captions])
-        return caption_labels(learnt[-1], *others)
+        trained_on.append([list(of_image) for of_image in captions])
+        return caption_labels(trained_on[-1], *others)
 
     caption_labels = training.caption_labels
     settings: dict[str, Any] = dict(init_from=str(overfitted / "best"), generated_captions=2, captions_per_image=7)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "caption_labels", remember)
         train(folder, tmp_path / "run", batch_size=14, **settings)
-    of_train, of_validation = learnt
+    of_train, of_validation = trained_on
     rows = map(json.loads, (tmp_path / "run" / "generated.jsonl").read_text().splitlines())
     generated = {row["image_id"]: row["captions"] for row in rows}
     assert len(generated) == len(of_train) == 12

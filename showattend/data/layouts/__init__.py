@@ -49,7 +49,12 @@ def read_source(source: str | Path, names: table.Names, problems: Problems) -> S
             return _read_lists(lists, path, names, problems)
         if not has_data_files(path):
             raise FileNotFoundError(f"{source} holds no list of captions but {describe(path)}; {EXPECTED}")
-    return _read_dataset(str(path if path.is_dir() else source), names, problems)
+    name = str(path if path.is_dir() else source)
+    loaded = hub.load(name, names, EXPECTED)
+    if loaded.holds_paths:
+        return Source(hub.read(name, loaded, (), problems))
+    faults, digests = check_column(loaded.images)
+    return Source(hub.read(name, loaded, digests, problems), (), loaded.images, faults)
 
 
 def _read_lists(files: Sequence[ListFile], folder: Path, names: table.Names, problems: Problems) -> Source:
@@ -66,11 +71,3 @@ def _rows(file: ListFile, names: table.Names, problems: Problems) -> Iterator[Ro
     if file.kind == "coco":
         return coco.read(file.path, file.split, problems)
     return (karpathy if file.kind == "karpathy" else token_file).read(file.path, problems)
-
-
-def _read_dataset(source: str, names: table.Names, problems: Problems) -> Source:
-    loaded = hub.load(source, names, EXPECTED)
-    if loaded.holds_paths:
-        return Source(hub.read(source, loaded, (), problems))
-    faults, digests = check_column(loaded.images)
-    return Source(hub.read(source, loaded, digests, problems), (), loaded.images, faults)

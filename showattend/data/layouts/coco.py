@@ -31,7 +31,7 @@ def read(path: Path, split: str | None, problems: Problems) -> Iterator[Row]:
             what = f"expected the image_id of one of the images, and a caption ({error!r})"
             problems.add("malformed rows", f"{path.name}, annotations[{number}]", what)
 
-    files = _image_files(path)
+    files = ImageFiles(_roots(path)[0], *_inner(path))
     for image_id, (number, name) in names.items():
         image = files.find(name)
         if not captions[image_id]:
@@ -53,7 +53,3 @@ def _roots(path: Path) -> list[Path]:
 def _inner(path: Path) -> list[str]:
     name = path.stem.removeprefix("captions_")  # train2017
     return [name, f"images/{name}"]
-
-
-def _image_files(path: Path) -> ImageFiles:
-    return ImageFiles(_roots(path)[0], *_inner(path))

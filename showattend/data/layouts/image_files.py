@@ -28,12 +28,9 @@ class ImageFiles:
     def find(self, *names: str) -> str:
         """The path of the first name that exists; if none does, of the first name."""
         if names not in self._found:
-            self._found[names] = self._search(names)
+            paths = [os.path.join(folder, name) for folder in self.folders for name in names]  # noqa: PTH118 (its speed)
+            self._found[names] = next(filter(os.path.isfile, paths), paths[0])
         return self._found[names]
-
-    def _search(self, names: tuple[str, ...]) -> str:
-        paths = [os.path.join(folder, name) for folder in self.folders for name in names]  # noqa: PTH118 (its speed)
-        return next(filter(os.path.isfile, paths), paths[0])
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
