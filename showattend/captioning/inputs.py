@@ -1,7 +1,7 @@
 """Finds the files that a command line names: files, folders, patterns, URLs, and names on standard input."""
 
 # Not pathlib: names stay as typed, and a million strings take less memory.
-# ruff: noqa: PTH110, PTH112, PTH118, PTH122, PTH207
+# ruff: noqa: PTH110, PTH112, PTH113, PTH118, PTH122, PTH207
 import glob
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -71,31 +71,21 @@ def _named(name: str, suffixes: Collection[str], report: Callable[[str], None]) 
 
 
 def _below(folder: str, suffixes: Collection[str], report: Callable[[str], None]) -> Iterator[str]:
-    files, folders = [], []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.name)
-                elif _ends_in(entry.name, suffixes) and _can_be_read(entry):
-                    files.append(entry.name)
-    except OSError as error:
-        report(f"cannot read the folder {folder}: {error.strerror}")
-    for name in sorted(files):
-        yield os.path.join(folder, name)
-    del files
-    for name in sorted(folders):
-        yield from _below(os.path.join(folder, name), suffixes, report)
+    def unreadable(error: OSError) -> None:
+        report(f"cannot read the folder {error.filename}: {error.strerror}")
+
+    for path, folders, files in os.walk(folder, onerror=unreadable):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            file = os.path.join(path, name)
+            if not name.startswith(".") and _ends_in(name, suffixes) and _can_be_read(file):
+                yield file
+        files.clear()  # walk keeps the list while it is in the folders below
 
 
-def _can_be_read(entry: os.DirEntry[str]) -> bool:
+def _can_be_read(path: str) -> bool:
     """Exclude pipes, whose reader would wait forever; keep broken links, so that their error is reported."""
-    try:
-        return entry.is_file() or not os.path.exists(entry.path)
-    except OSError:  # a link to itself
-        return True
+    return os.path.isfile(path) or not os.path.exists(path)
 
 
 def _ends_in(name: str, suffixes: Collection[str]) -> bool:

@@ -7,12 +7,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
 from showattend.command_line import CommandParser, add_inference, add_search, given, number, whole_number
-
-if TYPE_CHECKING:
-    from showattend.captioning.command import Failures
 
 INTERRUPTED = 130  # as the shell says of a program that Ctrl-C ended
 
@@ -79,10 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parse_options(parser, arguments)
         with parser.reporting(2):
-            from showattend.captioning.command import Failures  # not before: --help need not wait for it
-
-            failed = Failures()
-            work = prepare(options, failed)
+            work, failed = prepare(options)
         code = run(work, options, failed)
     except KeyboardInterrupt:
         code = INTERRUPTED
@@ -91,12 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def prepare(options: argparse.Namespace, failed: "Failures") -> Callable[[], None]:
-    """Load and check everything, and return what remains to be done.
-
-    Raises:
-        OSError, ValueError: If an argument or the checkpoint is wrong.
-    """
+def prepare(options: argparse.Namespace) -> tuple[Callable[[], None], Any]:
+    """Load and check everything; return what remains to be done, and the [`Failures`] that it will count."""
     from showattend.captioning import command
     from showattend.captioning.alt_text import has_sidecar
     from showattend.captioning.exported import is_exported
@@ -118,20 +108,22 @@ def prepare(options: argparse.Namespace, failed: "Failures") -> Callable[[], Non
         **given(options, "num_beams", "length_penalty", "max_length", "temperature", "top_p"),
     )
     stream = partial(caption_stream, captioner, batch_size=options.batch_size)
+    failed = command.Failures()
+    caption_images = partial(command.caption_images, names, stream, failed=failed)
     if options.alt_text == "html":
-        return partial(command.caption_pages, names, stream, failed)
+        return partial(command.caption_pages, names, stream, failed), failed
     if options.alt_text == "sidecar":
-        return partial(command.caption_images, names, stream, command.write_beside(names, failed), failed, has_sidecar)
+        return partial(caption_images, keep=command.write_beside(names, failed), skip=has_sidecar), failed
     if not options.output:
-        return partial(command.caption_images, names, stream, command.print_captions(names), failed)
+        return partial(caption_images, keep=command.print_captions(names)), failed
     done = recover(options.output, options.num_captions)
     file = CaptionFile(options.output)
 
     def append_to_file() -> None:
         with closing(file):
-            command.caption_images(names, stream, command.append_to(file), failed, done.__contains__)
+            caption_images(keep=command.append_to(file), skip=done.__contains__)
 
-    return append_to_file
+    return append_to_file, failed
 
 
 def silence_transformers() -> None:
@@ -143,13 +135,8 @@ def silence_transformers() -> None:
     hub_logging.set_verbosity_error()  # of each attempt to reach the Hub
 
 
-def run(work: Callable[[], None], options: argparse.Namespace, failed: "Failures") -> int:
-    """Do the work.
-
-    Returns:
-        0; 1 if an image failed or the captions could not be written; 141, as of a program that SIGPIPE ends, if nobody
-        reads the captions any more.
-    """
+def run(work: Callable[[], None], options: argparse.Namespace, failed: Any) -> int:
+    """0; 1 if an image failed or the captions could not be written; 141, as after SIGPIPE, if nobody reads them."""
     from showattend.captioning.console import console, logger
 
     warnings.filterwarnings("ignore", module="PIL")  # of large photos, which are read, and of odd metadata

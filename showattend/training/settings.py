@@ -48,27 +48,20 @@ class TrainingSettings:
     prune_tokenizer: bool = _setting(False, "Keep only the tokens that the training captions use.")
     keep_final_stop: bool = _setting(True, "Keep the full stop that ends a caption.")
     generated_captions: int = _setting(
-        0,
-        "Train on this many generated captions of each image as well: of those that --init-from generates, the ones "
-        "that agree best with the image's own.",
+        0, "Train on this many captions that --init-from generates per image as well, those closest to the image's own."
     )
     max_length: int = _setting(30, "Tokens of a caption, [CLS] and [SEP] counted; longer ones are cut.")
     flip: bool = _setting(False, "Show each image mirrored half the time.")
     min_crop: float = _setting(
-        1.0,
-        "Show a random window of the frozen stages' maps, at least this share of each side (1: all of them). It needs "
-        "--finetune-last-stages.",
+        1.0, "Least share of a side in random crops of the frozen stages' maps (or of images, without a cache)."
     )
     feature_cache: str = _setting(
         "disk",
-        "Where to keep the frozen encoder's features. none: nowhere; images are decoded and encoded in every step, "
-        "by --num-workers processes, and --min-crop cuts the images themselves.",
+        "Where to keep the frozen encoder's features. none: encode images in every step, decoded by --num-workers.",
         choices=("disk", "none"),
     )
     streaming_steps: int | None = _setting(
-        None,
-        "Read the dataset (WebDataset, Parquet, Hub) while training on it, without downloading all of it; an epoch is "
-        "this many optimizer steps. It needs --feature-cache none.",
+        None, "Train on the dataset while reading it, in epochs of this many steps; with --feature-cache none."
     )
     cache_dir: str = _setting("~/.cache/showattend", "Folder for the features of the frozen encoder.")
 
