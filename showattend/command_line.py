@@ -68,6 +68,13 @@ class CommandParser(argparse.ArgumentParser):
         except (ImportError, ValueError, FloatingPointError) as error:
             self._fail(exit_code, str(error))
 
+    @staticmethod
+    def hide_progress_bars() -> None:
+        """Those of transformers, which loads weights in an instant."""
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+
     def _fail(self, exit_code: int, message: str) -> NoReturn:
         self.exit(exit_code, f"error: {self.with_flags(message)}\n")
 

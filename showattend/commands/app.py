@@ -19,12 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, and the uploads are deleted
     try:
         with parser.reporting(2):
-            from transformers.utils import logging
-
+            parser.hide_progress_bars()
             from showattend.app.server import serving
             from showattend.checkpoints import load_captioner
 
-            logging.disable_progress_bar()
             model, processor = load_captioner(options.checkpoint)
             examples = sorted(EXAMPLES.glob("*.*"))
             with serving(model, processor, examples, options.host, options.port) as url:

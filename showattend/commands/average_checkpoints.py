@@ -16,11 +16,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     with parser.reporting(2):
-        from transformers.utils import logging
-
+        parser.hide_progress_bars()
         from showattend.hub.averaging import average_checkpoints
 
-        logging.disable_progress_bar()
         try:
             shares = {end: float(share) for end, share in zip(options.ends[::2], options.ends[1::2], strict=True)}
         except ValueError:

@@ -14,12 +14,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--num-beams", metavar="N", type=whole_number(1), help="1: greedy search; default: as exported")
     options = parser.parse_args(arguments)
     with parser.reporting(2):
-        from transformers.utils import logging
-
+        parser.hide_progress_bars()
         from showattend.evaluation.scoring import summary
         from showattend.export.onnx_evaluation import evaluate_onnx
 
-        logging.disable_progress_bar()
         figures = evaluate_onnx(
             options.folder,
             options.dataset,

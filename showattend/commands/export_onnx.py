@@ -25,11 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"name the folder OUT to write to: {options.checkpoint} is not a folder")
     output_dir = options.output_dir or Path(options.checkpoint) / "onnx"
     with parser.reporting(2):
-        from transformers.utils import logging
-
+        parser.hide_progress_bars()
         from showattend.export.onnx_export import export_onnx
 
-        logging.disable_progress_bar()
         report = export_onnx(options.checkpoint, output_dir, options.precision, options.calibration)
     print("Differences from torch, relative to the values:")
     for precision, figures in report.items():

@@ -16,11 +16,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-repeat-ngram-size", type=int, help="default of generate; 3: no three tokens twice")
     options = parser.parse_args(arguments)
     with parser.reporting(2):
-        from transformers.utils import logging
-
+        parser.hide_progress_bars()
         from showattend.hub.release import pack_checkpoint
 
-        logging.disable_progress_bar()
         generation = given(options, "num_beams", "length_penalty", "no_repeat_ngram_size")
         size = pack_checkpoint(options.checkpoint, options.output_dir, **generation)
     digest = sha256((Path(options.output_dir) / "model.safetensors").read_bytes()).hexdigest()

@@ -22,8 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     output = options.output or Path(f"{Path(options.image.split('?')[0]).stem}-attention.png")
     with parser.reporting(2):
-        from transformers.utils import logging
-
+        parser.hide_progress_bars()
         from modeling_showattend.image_processing_showattend import load_image
         from showattend.attention.figures import FORMATS, draw_attention
         from showattend.attention.maps import attend
@@ -33,7 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"--output {output} must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
         if not os.access(output.parent, os.W_OK):
             raise OSError(f"--output {output}: {output.parent} is not a folder that can be written to.")
-        logging.disable_progress_bar()
         image = load_image(options.image)
         model, processor = load_captioner(options.checkpoint)
         attended = attend(model, processor, image, **given(options, "num_beams"))

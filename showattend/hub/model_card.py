@@ -34,41 +34,7 @@ STATISTIC_NAMES = {
 BEGIN, END = "<!-- figures: written from measured results, not by hand -->", "<!-- end of figures -->"
 BEGIN_STATISTICS, END_STATISTICS = BEGIN.replace("figures", "statistics"), END.replace("figures", "statistics")
 
-TEMPLATE = """\
----
-{{ card_data }}
----
-
-# {{ model_name }}
-
-Captions images, each with one sentence, as in Show, Attend and Tell
-([Xu et al., 2015](https://arxiv.org/abs/1502.03044)).
-
-```python
-from transformers import pipeline
-
-captioner = pipeline(model="{{ model }}", trust_remote_code=True)
-captioner("photo.jpg", num_beams=3)  # [{"generated_text": "..."}]
-```
-
-## Network
-
-A {{ config.encoder_name }} turns the image into a grid of features ({{ config.encoder_dim }} channels), additive
-attention ({{ config.attention_dim }} units) weighs the grid before every token, and an LSTM ({{ config.decoder_dim }}
-units) over embeddings ({{ config.embed_size }}) of {{ config.vocab_size }} tokens generates the caption.
-
-## Evaluation
-
-{{ begin }}
-
-Nothing has been measured yet.
-
-{{ end }}
-
-## Training, licence, limits
-
-The authors have not said yet what it was trained on, what its weights may be used for and where it fails.
-"""
+TEMPLATE = Path(__file__).with_name("card.md")
 
 
 def eval_results(figures: dict[str, Any]) -> list[EvalResult]:
@@ -194,7 +160,7 @@ def new_card(config: PreTrainedConfig, model: str) -> str:
     )
     markers = {"begin": BEGIN, "end": END}
     card = ModelCard.from_template(
-        data, template_str=TEMPLATE, config=config, model=model, model_name=Path(model).name, **markers
+        data, template_path=str(TEMPLATE), config=config, model=model, model_name=Path(model).name, **markers
     )
     return f"{card}\n"
 
