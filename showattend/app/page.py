@@ -72,8 +72,7 @@ def build_page(
             image_view = gr.HTML(elem_id="image")
             captions_view = gr.HTML(elem_id="captions", js_on_load=_script("captions.js"))
             gr.HTML(
-                "<p>Point at a word, tap it or go through them with the arrow keys: "
-                "the light is where the network looked.</p>",
+                "<p>Point at a word, tap it or use the arrow keys: the light shows where the network looked.</p>",
                 elem_id="hint",
             )
             with gr.Row():
