@@ -109,8 +109,8 @@ def export_onnx(
 
     Raises:
         ValueError: If a precision is unknown, there are no images to calibrate int8 on, the captioner has settings that
-            `onnx_captioner.py` does not follow, or a graph differs from torch by more than rounding explains; then
-            nothing is written.
+            `onnx_captioner.py` does not follow, torch cannot export its encoder, or a graph differs from torch by more
+            than rounding explains; then nothing is written.
     """
     if unknown := [precision for precision in precisions if precision not in PRECISIONS]:
         raise ValueError(f"The export does not support the precision {unknown[0]!r} but {', '.join(PRECISIONS)}.")
@@ -247,15 +247,19 @@ def _to_onnx(
     examples, dynamic_shapes = zip(*inputs.values(), strict=True)
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # torch 2.8 prints what it rewrote
         warnings.simplefilter("ignore")  # of torch to itself
-        program = torch.onnx.export(
-            module.eval(),
-            examples,
-            dynamo=True,
-            input_names=list(inputs),
-            output_names=output_names,
-            dynamic_shapes=dynamic_shapes,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                module.eval(),
+                examples,
+                dynamo=True,
+                input_names=list(inputs),
+                output_names=output_names,
+                dynamic_shapes=dynamic_shapes,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:  # such as an encoder whose steps depend on the pixels
+            reason = str(error.__cause__ or error).strip().partition("\n")[0]
+            raise ValueError(f"torch cannot export this captioner ({reason}): nothing was written.") from error
     assert program is not None
     # Fold constants: each graph reads a part of the LSTM's weights, and would otherwise hold the whole.
     onnxscript.optimizer.optimize(program.model, input_size_limit=2**31, output_size_limit=2**31)
@@ -325,14 +329,13 @@ def _activation_ranges(graph: onnx.ModelProto, images: Floats) -> dict[str, tupl
 
     ONNX Runtime's own calibration by percentiles counts in coarse bins, and its ranges give a larger error.
     """
-    names = [name for node in graph.graph.node for name in node.output]
+    names = [name for node in graph.graph.node for name in node.output if name]
     watched = onnx.ModelProto()
     watched.CopyFrom(graph)
     del watched.graph.output[:]
-    watched.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names
-    )
+    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     session = InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs() if output.type == "tensor(float)"]  # not shapes
     lowest: dict[str, Floats] = {}
     highest: dict[str, Floats] = {}
     for image in images:

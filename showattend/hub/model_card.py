@@ -158,10 +158,16 @@ def new_card(config: PreTrainedConfig, model: str) -> str:
     data = ModelCardData(
         library_name="transformers", pipeline_tag="image-to-text", tags=["image-captioning", "showattend"]
     )
-    markers = {"begin": BEGIN, "end": END}
-    card = ModelCard.from_template(
-        data, template_path=str(TEMPLATE), config=config, model=model, model_name=Path(model).name, **markers
-    )
+    backbone = config.backbone_config
+    facts = {
+        "config": config,
+        "encoder": config.encoder_name if backbone is None else getattr(backbone, "backbone", backbone.model_type),
+        "model": model,
+        "model_name": Path(model).name,
+        "begin": BEGIN,
+        "end": END,
+    }
+    card = ModelCard.from_template(data, template_path=str(TEMPLATE), **facts)
     return f"{card}\n"
 
 

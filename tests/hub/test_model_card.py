@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backbones import backbone_config
 from huggingface_hub import ModelCard
 
 from modeling_showattend import ShowAttendConfig
@@ -147,6 +148,9 @@ def test_a_new_card_claims_nothing(tmp_path: Path, make_config: Callable[..., Sh
     assert "# tiny\n" in text and 'pipeline(model="me/tiny", trust_remote_code=True)' in text
     assert "A resnet18 turns" in text and "(77 units)" in text and "Nothing has been measured yet." in text
     assert "lickr" not in text
+    for kind, name in (("convnext", "convnext"), ("timm_backbone", "test_efficientnet")):
+        config = make_config(encoder_name=None, backbone_config=backbone_config(kind))
+        assert f"A {name} turns the image" in new_card(config, "me/tiny")
 
     make_config(attention_dim=77).save_pretrained(tmp_path)
     add_evaluation(tmp_path / "README.md", FIGURES | {"checkpoint": str(tmp_path)})

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from backbones import backbone_config
 from safetensors.torch import load_file
 from torch import nn
 
@@ -75,6 +76,25 @@ def test_statistics_beyond_float16(
     model.save_pretrained(tmp_path / "best")
     with pytest.raises(ValueError, match=r"weights outside float16's range in decoder\.fcn\.weight"):
         packing.pack_checkpoint(tmp_path / "best", tmp_path / "packed")
+
+
+def test_other_encoder(
+    make_model: Callable[..., ShowAttendForConditionalGeneration],
+    processor: ShowAttendProcessor,
+    tmp_path: Path,
+    pixel_values: torch.Tensor,
+) -> None:
+    model = make_model(encoder_name=None, backbone_config=backbone_config("convnext"))
+    model.save_pretrained(tmp_path / "best")
+    processor.save_pretrained(tmp_path / "best")
+    packing.pack_checkpoint(tmp_path / "best", tmp_path / "packed")
+    stored = load_file(tmp_path / "packed" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    packed = ShowAttendForConditionalGeneration.from_pretrained(tmp_path / "packed")
+    assert {weights.dtype for weights in packed.parameters()} == {torch.float32}
+    with torch.no_grad():
+        features, expected = (m.encoder(pixel_values=pixel_values)[0] for m in (packed, model))
+    assert (features - expected).abs().max() < 0.02 * expected.abs().max()
 
 
 def test_mistakes(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

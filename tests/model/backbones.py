@@ -21,7 +21,7 @@ _VIT |= {"image_size": 64, "patch_size": 16}
 _HIERARCHY: dict[str, Any] = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
 
 # Of a config of each kind: its class, its arguments, and the grid of an image of 64x64 pixels.
-_KINDS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any], tuple[int, int]]] = {
+KINDS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any], tuple[int, int]]] = {
     "resnet": (ResNetConfig, {"embedding_size": 8, "layer_type": "basic", **_HIERARCHY}, (2, 2)),
     "convnext": (ConvNextConfig, _HIERARCHY, (2, 2)),
     "swin": (SwinConfig, {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2}, (8, 8)),
@@ -33,14 +33,14 @@ _KINDS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any], tuple[int, int]]
 }
 needs_timm = pytest.mark.skipif(find_spec("timm") is None, reason="timm is not installed")
 every_backbone = pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=needs_timm) if kind.startswith("timm") else kind for kind in _KINDS]
+    "kind", [pytest.param(kind, marks=needs_timm) if kind.startswith("timm") else kind for kind in KINDS]
 )
 
 
 def backbone_config(kind: str, **changes: Any) -> PreTrainedConfig:
-    config_class, arguments, _ = _KINDS[kind]
+    config_class, arguments, _ = KINDS[kind]
     return config_class(**arguments | changes)
 
 
 def grid_of(kind: str) -> tuple[int, int]:
-    return _KINDS[kind][2]
+    return KINDS[kind][2]

@@ -9,12 +9,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from backbones import backbone_config
 from PIL import Image
 
 from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
@@ -116,6 +118,21 @@ except ValueError as error:
     seen["typo"] = str(error)
 """
 
+# Any attempt to reach the network fails, whatever the settings of the libraries.
+ENCODERS = """
+import socket
+
+def refuse(*_):
+    raise AssertionError("something wants the network")
+
+socket.socket.connect = socket.getaddrinfo = refuse
+for kind in sorted(os.listdir(folder)):
+    path = os.path.join(folder, kind)
+    processor = transformers.AutoProcessor.from_pretrained(path, **options)
+    model = transformers.AutoModelForImageTextToText.from_pretrained(path, **options)
+    seen[kind] = caption(model, processor)
+"""
+
 SAVE_AGAIN = """
 model.save_pretrained(sys.argv[3])
 processor.save_pretrained(sys.argv[3])
@@ -189,6 +206,26 @@ def in_process(folder: Path, images: list[Path]) -> Json:
         "prefix": texts(**prefixed, max_length=9),
         "many": texts(**prefixed, num_beams=3, num_return_sequences=2, max_length=9),
     }
+
+
+def test_other_encoders_without_network(
+    make_model: Callable[..., Model], processor: ShowAttendProcessor, images: list[Path], tmp_path: Path
+) -> None:
+    kinds = ["convnext", "clip_vision_model", *(["timm_backbone"] if find_spec("timm") else [])]
+    expected = {}
+    for kind in kinds:
+        path = tmp_path / "saved" / kind
+        make_model(seed=1, encoder_name=None, backbone_config=backbone_config(kind)).save_pretrained(path)
+        processor.save_pretrained(path)
+        model = Model.from_pretrained(path)
+        with torch.no_grad():
+            inputs = processor(images=images, return_tensors="pt")
+            logits = model(**inputs, decoder_input_ids=torch.full((3, 1), 2)).logits
+        expected[kind] = logits.flatten().tolist(), model.generate(**inputs, max_length=12).tolist()
+    seen = run(ENCODERS, tmp_path / "saved", os.pathsep.join(map(str, images)), cwd=tmp_path, HF_HUB_OFFLINE="0")
+    for kind in kinds:
+        assert seen[kind]["logits"] == pytest.approx(expected[kind][0], rel=1e-4, abs=1e-5)
+        assert seen[kind]["greedy"] == expected[kind][1]
 
 
 def same_captions(seen: Json, expected: Json) -> None:
