@@ -153,7 +153,8 @@ class ShowAttendEncoder(nn.Module):
         assert image_features is not None
         if image_features.ndim == 4 and self.config.backbone_config is None:
             # Feature maps come from training, where convolutions are faster with channels last.
-            maps = image_features.to(dtype).contiguous(memory_format=torch.channels_last)
+            weights = next(self.parameters())
+            maps = image_features.to(product_dtype(weights)).contiguous(memory_format=torch.channels_last)
             image_features = _to_grid(self.finetuned(maps))
         if image_features.ndim != 3 or image_features.shape[-1] != self.config.encoder_dim:
             raise ValueError(
@@ -382,11 +383,10 @@ class ShowAttendDecoder(nn.Module):
         query: Callable[[torch.Tensor], torch.Tensor] = self.attention.W
         if is_plain(self.attention.W, nn.Linear):
             query = recurrent_linear(self.attention.W.weight, self.attention.W.bias)
-        inputs = cell.read(words)
 
         states, contexts, attentions, choices = [], [], [], []
-        for step in range(input_ids.shape[1]):
-            state, context, attention, choice = self.step(inputs[:, step], memory, state, query, cell)
+        for word in cell.read(words).unbind(dim=1):  # indexing would fill a gradient of all steps at every step
+            state, context, attention, choice = self.step(word, memory, state, query, cell)
             states.append(state[0])
             contexts.append(context)
             attentions.append(attention)
@@ -449,7 +449,8 @@ class _SplitCell:
     """An LSTM cell as three products; the tokens' product does not depend on the state and covers all steps at once."""
 
     def __init__(self, cell: nn.LSTMCell, embed_size: int, projected: bool) -> None:
-        self.word_weight, context_weight = cell.weight_ih[:, :embed_size], cell.weight_ih[:, embed_size:]
+        sizes = embed_size, cell.weight_ih.shape[1] - embed_size
+        self.word_weight, context_weight = cell.weight_ih.split(sizes, dim=1)
         self.bias = cell.bias_ih + cell.bias_hh
         self.gates_from_context = None if projected else recurrent_linear(context_weight)
         self.gates_from_state = recurrent_linear(cell.weight_hh)
@@ -797,8 +798,15 @@ class ShowAttendForConditionalGeneration(ShowAttendPreTrainedModel, ShowAttendGe
             logits = self.decoder.fcn(outputs)  # (captions, steps, vocab_size)
         if labels is not None:
             real = labels != -100  # (captions, steps)
-            real_logits = logits[real] if logits is not None else self.decoder.fcn(outputs[real])
-            loss = self._loss(real_logits, labels[real], attentions, choices, real, num_items_in_batch)
+            real_labels = labels[real]  # (labels,)
+            if logits is not None:
+                real_logits = logits[real]
+            else:
+                # On a CPU, oneDNN compiles a kernel for each number of rows that it has not seen yet: round it up.
+                padding = -int(real.sum()) % 64
+                real_logits = self.decoder.fcn(F.pad(outputs[real], (0, 0, 0, padding)))
+                real_labels = F.pad(real_labels, (0, padding), value=-100)
+            loss = self._loss(real_logits, real_labels, attentions, choices, real, num_items_in_batch)
         named_state: dict[str, Any] = {STATE: state if use_cache else None}
         return Seq2SeqLMOutput(
             loss=loss,
@@ -811,7 +819,7 @@ class ShowAttendForConditionalGeneration(ShowAttendPreTrainedModel, ShowAttendGe
     def _loss(
         self,
         logits: torch.Tensor,  # (labels, vocab_size)
-        labels: torch.Tensor,  # (labels,)
+        labels: torch.Tensor,  # (labels,), perhaps padded with -100
         attentions: torch.Tensor,  # (captions, steps, positions)
         choices: torch.Tensor | None,  # (captions, steps, positions)
         real: torch.Tensor,  # (captions, steps)
@@ -826,7 +834,7 @@ class ShowAttendForConditionalGeneration(ShowAttendPreTrainedModel, ShowAttendGe
         if choices is not None:
             log_likelihoods = -F.cross_entropy(logits.detach().float(), labels, reduction="none")
             loss = loss - self._attention_gain(log_likelihoods, attentions.float(), choices, real)
-        return loss / (num_items_in_batch if num_items_in_batch is not None else max(len(labels), 1))
+        return loss / (num_items_in_batch if num_items_in_batch is not None else real.sum().clamp(min=1))
 
     def _attention_gain(
         self,

@@ -63,7 +63,7 @@ class FeatureCache:
         self.dtype = dtype
         self.folder = Path(cache_dir) / _digest(encoder, image_processor, dtype)
         self.rows: dict[str, int] = {}
-        self.features: np.memmap | None = None
+        self.shape: tuple[int, ...] | None = None  # of a row, once built
 
     def build(self, images: Dataset, flipped: bool = False, batch_size: int = 32) -> list[str]:
         """Compute the missing rows, divided among all processes; an interrupted build resumes.
@@ -115,14 +115,20 @@ class FeatureCache:
         done.flush()
         progress.close()
         state.wait_for_everyone()
-        self.features = np.memmap(self.folder / "features.float16", np.float16, "r", shape=size)
+        self.shape = shape
         return digests
 
     def get(self, keys: Sequence[str]) -> torch.Tensor:
         """The rows of images by digest ([`FLIPPED`] appended: mirrored): float16 (images, ...)."""
-        if self.features is None:
+        if self.shape is None:
             raise ValueError("The features have not been built: call build first.")
-        return torch.from_numpy(self.features[[self.rows[key] for key in keys]])
+        rows = np.empty((len(keys), *self.shape), np.float16)
+        # Whole rows are read at once: page faults of the memory map would fetch them from the disk bit by bit.
+        with (self.folder / "features.float16").open("rb", buffering=0) as file:
+            for row, key in zip(rows, keys, strict=True):
+                file.seek(self.rows[key] * row.nbytes)
+                file.readinto(row.data)
+        return torch.from_numpy(rows)
 
     def _row_shape(self) -> tuple[int, ...]:
         blank = np.zeros((224, 224, 3), np.uint8)

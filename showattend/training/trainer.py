@@ -163,6 +163,8 @@ class Trainer:
     def prepare_training(self) -> None:
         """The optimizer, its schedule, averages of the weights, and the objective."""
         settings, accelerator = self.settings, self.accelerator
+        # Convolutions get channels-last inputs: weights in another layout would be converted in every step.
+        self.model.encoder.to(memory_format=torch.channels_last)
         encoder_parameters = [parameter for parameter in self.model.encoder.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
             [
