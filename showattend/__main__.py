@@ -37,7 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
     arguments = sys.argv[1:] if arguments is None else arguments
     name = parser.parse_args(arguments[:1]).command
-    return importlib.import_module(f"showattend.commands.{name.replace('-', '_')}").main(arguments[1:])
+    command = importlib.import_module(f"showattend.commands.{name.replace('-', '_')}")
+    try:
+        return command.main(arguments[1:])
+    except KeyboardInterrupt:
+        return 130  # as the shell says of a program that Ctrl-C ended
 
 
 if __name__ == "__main__":

@@ -140,8 +140,10 @@ def whole_number(low: int) -> Callable[[str], int]:
     """The type of an option that is a whole number from `low`."""
 
     def parse(text: str) -> int:
-        if not re.fullmatch(r"\d+", text) or int(text) < low:
+        if not re.fullmatch(r"\d+", text) or int(text[-20:]) < low:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low}")
+        if len(text) > 9:
+            raise argparse.ArgumentTypeError(f"{text[:20]!r} is too large")
         return int(text)
 
     return parse

@@ -12,6 +12,18 @@ from safetensors import SafetensorError
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # what open, torch.save and safetensors raise on a full disk
 
 
+def check_replaceable(folder: Path) -> None:
+    """Keep [`replacing`] from deleting what is not ours.
+
+    Raises:
+        FileExistsError: If `folder`, or its neighbours NAME.new and NAME.old, hold anything but a captioner.
+    """
+    for place in (folder, folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")):
+        is_ours = (place / "config.json").is_file() and (place / "model.safetensors").is_file()
+        if place.exists() and not is_ours and not (place.is_dir() and not any(place.iterdir())):
+            raise FileExistsError(f"{place} holds no captioner and would be deleted: name another folder.")
+
+
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """Yield an empty folder for all processes to write into. On success it becomes `folder`; on failure it is deleted.

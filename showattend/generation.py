@@ -23,13 +23,18 @@ def generation_config(defaults: GenerationConfig, **changes: Any) -> GenerationC
         settings["num_beams"] = 1 if do_sample else max(captions, defaults.num_beams or 1)
     beams = settings["num_beams"]
     for name, least in (("num_beams", 1), ("max_length", 2)):
-        if settings.get(name, least) < least:
-            raise ValueError(f"`{name}` must be at least {least}, not {settings[name]}.")
+        value = settings.get(name, least)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"`{name}` must be at least {least}, not {value!r}.")
     if not do_sample and beams < captions:
         raise ValueError(f"{captions} captions of an image need at least as many `num_beams`, not {beams}.")
     if "length_penalty" in settings and beams == 1:
         raise ValueError("`length_penalty` chooses among beams: it needs `num_beams` of 2 or more.")
     config = deepcopy(defaults)
-    if unknown := config.update(**settings):
+    try:
+        unknown = config.update(**settings)
+    except TypeError as error:
+        raise ValueError(f"A setting of generate has the wrong type: {error}.") from error
+    if unknown:
         raise ValueError(f"generate has no setting {', '.join(unknown)}.")
     return config

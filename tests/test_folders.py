@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from showattend.folders import replacing
+from showattend.folders import check_replaceable, replacing
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,16 @@ def test_failures_leave_the_old_version(
         raise raised
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
     assert (folder / "content").read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["x", "x.new", "x.old"])
+def test_what_is_no_captioner_is_not_replaced(tmp_path: Path, name: str) -> None:
+    check_replaceable(tmp_path / "x")
+    folder = tmp_path / name
+    folder.mkdir()
+    check_replaceable(tmp_path / "x")
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(FileExistsError, match=rf"{name} holds no captioner and would be deleted: name another folder"):
+        check_replaceable(tmp_path / "x")
+    (folder / "model.safetensors").write_text("")
+    check_replaceable(tmp_path / "x")

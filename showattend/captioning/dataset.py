@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import socket
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -198,6 +199,12 @@ def _connect(address: str | None, cores: int) -> None:
     context.target_max_block_size = BLOCK
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is raised
+    if address and re.fullmatch(r"[\w.-]+:\d+", address):  # Ray itself tries for ten minutes
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise OSError(f"No Ray cluster answers at `address` {address}: {error}.") from error
     # On this machine, one slot more than cores, for reading and writing.
     where: dict[str, Any] = {"address": address} if address else {"num_cpus": max(cores, os.cpu_count() or 1) + 1}
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")

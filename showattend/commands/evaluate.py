@@ -1,10 +1,22 @@
 """Score a captioner: `showattend evaluate --checkpoint FOLDER --dataset FOLDER_OR_ID --output-dir OUT`."""
 
 import json
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from showattend.command_line import CommandParser, add_search, given, whole_number
+
+
+def json_object(text: str) -> dict[str, Any]:
+    try:
+        settings = json.loads(text)
+    except (ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise ArgumentTypeError(f"""{text!r} is no JSON object such as '{{"no_repeat_ngram_size": 3}}'""")
+    return settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,16 +35,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="another evaluation's figures.json, or captions as --captions takes: print the paired differences",
     )
-    generation = parser.add_argument_group("how a checkpoint generates")
-    generation.add_argument("--batch-size", metavar="N", type=whole_number(1), help="images at a time; default: 32")
-    generation.add_argument("--prompt", metavar="TEXT", help="given with every image; the caption is scored without it")
-    add_search(generation)
-    generation.add_argument(
-        "--generation", metavar="JSON", type=json.loads, help="more settings: '{\"no_repeat_ngram_size\": 3}'"
+    how = parser.add_argument_group("how a checkpoint generates")
+    how.add_argument("--batch-size", metavar="N", type=whole_number(1), help="images at a time; default: 32")
+    how.add_argument("--prompt", metavar="TEXT", help="given with every image; the caption is scored without it")
+    add_search(how)
+    how.add_argument(
+        "--generation", metavar="JSON", type=json_object, help="more settings: '{\"no_repeat_ngram_size\": 3}'"
     )
-    generation.add_argument("--model-card", type=Path, help="a README.md to write the figures into; made if absent")
+    how.add_argument("--model-card", type=Path, help="a README.md to write the figures into; made if absent")
     options = parser.parse_args(arguments)
     search = given(options, "num_beams", "length_penalty", "max_length")
+    generation = options.generation or {}
+    options_of_their_own = vars(options).keys() - {"num_beams", "length_penalty", "max_length"} | search.keys()
+    if clash := sorted(options_of_their_own & generation.keys()):
+        parser.error(f"--generation cannot hold {clash[0]}: --{clash[0].replace('_', '-')} is an option")
     shared = given(options, "dataset", "output_dir", "split", "compare", "image_column", "caption_column")
     if options.captions:
         for name in (*search, *given(options, "batch_size", "prompt", "generation", "model_card")):
@@ -45,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             from showattend.evaluation.evaluate import evaluate_checkpoint
 
-            settings = given(options, "batch_size", "prompt") | search | (options.generation or {})
-            figures = evaluate_checkpoint(options.checkpoint, **shared, **settings)
+            settings = given(options, "batch_size", "prompt") | search
+            figures = evaluate_checkpoint(options.checkpoint, **shared, **settings, **generation)
     if not figures:  # not the main process
         return 0
     if options.model_card:

@@ -4,16 +4,23 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
-from showattend.command_line import CommandParser, given
+from showattend.command_line import CommandParser, given, number, whole_number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = CommandParser("pack-checkpoint", "Make a trained captioner ready to share.")
     parser.add_argument("checkpoint", help="folder or Hub id of the captioner")
     parser.add_argument("output_dir", metavar="OUT_FOLDER", help="where to write it, with weights in float16")
-    parser.add_argument("--num-beams", type=int, help="default number of beams of generate")
-    parser.add_argument("--length-penalty", type=float, help="default length penalty of generate")
-    parser.add_argument("--no-repeat-ngram-size", type=int, help="default of generate; 3: no three tokens twice")
+    parser.add_argument("--num-beams", metavar="N", type=whole_number(1), help="default number of beams of generate")
+    parser.add_argument(
+        "--length-penalty", metavar="X", type=number(-100, 100), help="default length penalty of generate"
+    )
+    parser.add_argument(
+        "--no-repeat-ngram-size",
+        metavar="N",
+        type=whole_number(0),
+        help="default of generate; 3: no three tokens twice",
+    )
     options = parser.parse_args(arguments)
     with parser.reporting(2):
         parser.hide_progress_bars()

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from showattend.checkpoints import load_captioner
-from showattend.folders import replacing
+from showattend.folders import check_replaceable, replacing
 
 
 @torch.no_grad()
@@ -24,8 +24,10 @@ def average_checkpoints(start: str | Path, shares: Mapping[str | Path, float], o
     Raises:
         ValueError: If the shares are out of range or the captioners are of different kinds.
     """
-    if min(shares.values()) < 0 or sum(shares.values()) > 1 + 1e-9:
+    if not all(share >= 0 for share in shares.values()) or sum(shares.values()) > 1 + 1e-9:
         raise ValueError(f"the shares {', '.join(map(str, shares.values()))} must be at least 0, together at most 1.")
+    output_dir = Path(output_dir).absolute()
+    check_replaceable(output_dir)
     model, processor = load_captioner(start)
     weights = dict(model.named_parameters())
     of_start = {name: parameter.clone() for name, parameter in weights.items()}
@@ -37,6 +39,6 @@ def average_checkpoints(start: str | Path, shares: Mapping[str | Path, float], o
             raise ValueError(f"{start} and {end} have different sizes or vocabularies and cannot be averaged.")
         for name, parameter in weights.items():
             parameter.add_(others[name] - of_start[name], alpha=share)
-    with replacing(Path(output_dir)) as folder:
+    with replacing(output_dir) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

@@ -8,7 +8,7 @@ from torch import nn
 
 from modeling_showattend.modeling_showattend import ShowAttendEncoder
 from showattend.checkpoints import load_captioner
-from showattend.folders import replacing
+from showattend.folders import check_replaceable, replacing
 from showattend.generation import generation_config
 
 MAX_BYTES = 99_000_000  # GitHub refuses files of 100 MB
@@ -26,7 +26,8 @@ def pack_checkpoint(checkpoint: str | Path, output_dir: str | Path, **generation
     Raises:
         ValueError: If a generation setting is unknown, or a weight is outside float16's range.
     """
-    output_dir = Path(output_dir)
+    output_dir = Path(output_dir).absolute()
+    check_replaceable(output_dir)
     model, processor = load_captioner(checkpoint)
     model.generation_config = generation_config(model.generation_config, **generation)
     model.config.finetune_last_stages = 0  # only training uses it

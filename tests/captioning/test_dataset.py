@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import signal
+import socket
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -230,3 +231,9 @@ def test_what_cannot_be_captioned(cluster: None, checkpoint: str, images: Path) 
     with pytest.raises(ValueError, match="has a column caption itself"):
         caption_dataset(str(images), output, checkpoint, "photo")
     assert not Path(output).exists()
+
+
+def test_a_cluster_that_is_not_there() -> None:
+    with socket.socket() as port, pytest.raises(OSError, match=r"No Ray cluster answers at `address` 127\.0"):
+        port.bind(("127.0.0.1", 0))  # and does not listen
+        dataset._connect(f"127.0.0.1:{port.getsockname()[1]}", cores=1)

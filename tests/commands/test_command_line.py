@@ -157,6 +157,14 @@ def test_a_full_disk_fails_the_run(wrapped: bool, capsys: pytest.CaptureFixture[
     assert "No space left on device" in capsys.readouterr().err
 
 
+def test_an_interrupted_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(arguments: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("showattend.commands.evaluate.main", interrupt)
+    assert main(["evaluate"]) == 130
+
+
 def test_a_fault_of_ours_keeps_its_traceback() -> None:
     with pytest.raises(KeyError), CommandParser("test", "").reporting(2):
         raise KeyError("ours")
@@ -166,5 +174,7 @@ def test_a_fault_of_ours_keeps_its_traceback() -> None:
 def test_numbers_that_are_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is not a whole number from 1"):
         whole_number(1)(text)
+    with pytest.raises(argparse.ArgumentTypeError, match="'9999999999' is too large"):
+        whole_number(1)("9999999999")
     with pytest.raises(argparse.ArgumentTypeError, match="is not a number from 2 to 3"):
         number(2, 3)(text)

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_flickr import ROOT, environment, make_folder
@@ -165,6 +166,12 @@ def test_captions_that_cannot_be_scored(
     captions.write_text('[{"image_id": "red_circle", "caption": "a dog"}, {"image_id": "blue_line", "caption": "a"}]')
     assert "captions.json: No such file or directory" in error("--compare", str(tmp_path / "figures.json"))
     assert "has no test split" in error("--split", "test")
+    arguments = ["--dataset", str(images), "--output-dir", str(tmp_path / "out"), "--checkpoint", "c"]
+    for settings in ("x", "[1]", "[" * 100_000):
+        assert "is no JSON object such as '{\"no_repeat_ngram_size\": 3}'" in error("--generation", settings)
+    assert "--generation cannot hold split: --split is an option" in error("--generation", '{"split": "train"}')
+    twice = error("--generation", '{"num_beams": 2}', "--num-beams=3")
+    assert "--generation cannot hold num_beams: --num-beams is an option" in twice
 
 
 def test_errors_of_the_evaluation(checkpoint: Path, images: Path, tmp_path: Path) -> None:
@@ -175,6 +182,14 @@ def test_errors_of_the_evaluation(checkpoint: Path, images: Path, tmp_path: Path
         evaluate_checkpoint(str(tmp_path / "nowhere"), str(images), tmp_path / "out")
     with pytest.raises(OSError, match=r"holds no captioner that can be loaded"):
         evaluate_checkpoint(str(images), str(images), tmp_path / "out")
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"num_return_sequences": 2, "num_beams": 2}, "One caption per image is scored"),
+        ({"num_beams": "three"}, "`num_beams` must be at least 1, not 'three'"),
+        ({"max_new_tokens": "x"}, "A setting of generate has the wrong type"),
+    ]
+    for settings, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            evaluate_checkpoint(str(checkpoint), str(images), tmp_path / "out", **settings)
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"`output_dir` .*cannot be written"):
         evaluate_checkpoint(str(checkpoint), str(images), tmp_path / "file")

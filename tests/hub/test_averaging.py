@@ -8,6 +8,7 @@ import torch
 
 from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
 from showattend.checkpoints import load_captioner
+from showattend.commands.average_checkpoints import main
 from showattend.hub.averaging import average_checkpoints
 
 MakeModel = Callable[..., ShowAttendForConditionalGeneration]
@@ -44,6 +45,11 @@ def test_captioners_that_cannot_be_averaged(
         average_checkpoints(start, {deeper: 0.5}, tmp_path / "average")
     with pytest.raises(ValueError, match=r"0\.9, 0\.5 must be at least 0, together at most 1"):
         average_checkpoints(start, {start: 0.9, deeper: 0.5}, tmp_path / "average")
-    with pytest.raises(ValueError, match="must be at least 0"):
-        average_checkpoints(start, {start: -0.1}, tmp_path / "average")
+    for share in (-0.1, float("nan")):
+        with pytest.raises(ValueError, match="must be at least 0"):
+            average_checkpoints(start, {start: share}, tmp_path / "average")
+    with pytest.raises(FileExistsError, match="holds no captioner and would be deleted"):
+        average_checkpoints(start, {start: 0.1}, tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main([f"{tmp_path}/average", str(start), str(start), "0.1", str(start), "0.2"])
     assert not (tmp_path / "average").exists()

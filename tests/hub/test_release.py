@@ -102,6 +102,11 @@ def test_mistakes(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         packing.pack_checkpoint(trained, tmp_path / "packed", number_of_beams=3)
     with pytest.raises(OSError, match="no checkpoint folder"):
         packing.pack_checkpoint(tmp_path / "nowhere", tmp_path / "packed")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "dog.jpg").write_bytes(b"precious")
+    with pytest.raises(FileExistsError, match="images holds no captioner and would be deleted"):
+        packing.pack_checkpoint(trained, tmp_path / "images")
+    assert (tmp_path / "images" / "dog.jpg").read_bytes() == b"precious"
     monkeypatch.setattr(packing, "MAX_BYTES", 1_000_000)
     with pytest.raises(OSError, match=r"packed could not be written \(\d+ MB, more than 1\)"):
         packing.pack_checkpoint(trained, tmp_path / "packed")
