@@ -45,7 +45,7 @@ def save(make_model: MakeModel, processor: ShowAttendProcessor, tmp_path: Path) 
     [
         ("convnext", 64, 96),
         ("swin", 64, 64),
-        ("dinov2_with_registers", 32, 64),
+        ("dinov2_with_registers", 64, 64),
         ("clip_vision_model", 64, 64),
         pytest.param("timm_backbone", 64, 64, marks=needs_timm),
     ],
@@ -64,7 +64,7 @@ def test_captions_and_attention(
 
 
 def test_what_cannot_be_exported(save: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An encoder whose steps depend on the pixels."""
+    """An encoder whose steps depend on the pixels: torch 2.8 exports a graph that computes something else."""
     save("convnext", 64, 64)
     forward = ShowAttendEncoder.forward
 
@@ -72,7 +72,7 @@ def test_what_cannot_be_exported(save: Callable[..., Any], tmp_path: Path, monke
         return forward(self, pixel_values if pixel_values.mean() > 0 else -pixel_values, **kwargs)
 
     monkeypatch.setattr(ShowAttendEncoder, "forward", data_dependent)
-    with pytest.raises(ValueError, match=r"torch cannot export this captioner \(.+\): nothing was written") as error:
+    with pytest.raises(ValueError, match=r"(torch cannot export|graphs differ).*: nothing was written") as error:
         export_onnx(tmp_path / "captioner", tmp_path / "onnx", ["float32"])
     assert "\n" not in str(error.value)
     assert not (tmp_path / "onnx").exists()
