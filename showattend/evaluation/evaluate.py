@@ -16,7 +16,7 @@ from showattend.data.captions import load_split
 from showattend.generation import generation_config
 
 from .captioners import load_any_captioner
-from .scoring import check_output_dir, describe_data, write_figures
+from .scoring import check_output_dir, compared_captions, describe_data, write_figures
 
 
 @torch.inference_mode()
@@ -95,7 +95,8 @@ def evaluate_checkpoint(
     Args:
         checkpoint: Any captioner's folder or Hub id; with `prompt`, as in [`load_any_captioner`].
         dataset: As in [`load_captions`], as are `image_column` and `caption_column`.
-        output_dir: As in [`write_figures`], as is `compare`.
+        output_dir: As in [`write_figures`].
+        compare: As in [`compared_captions`].
         generation: Settings of `generate`; the checkpoint's generation config has the defaults.
 
     Returns:
@@ -118,6 +119,7 @@ def evaluate_checkpoint(
     generation = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
     with accelerator.main_process_first():
         images = load_split(dataset, split, image_column, caption_column)
+    others = compared_captions(compare, images["image_id"])
     captions = caption_images(
         model,
         processor,
@@ -132,4 +134,4 @@ def evaluate_checkpoint(
     if prompt is not None:
         generation["prompt"] = prompt
     described = {"checkpoint": checkpoint, **describe_data(dataset, split), "generation": generation}
-    return write_figures(described, captions, images, output_dir, compare)
+    return write_figures(described, captions, images, output_dir, others)

@@ -45,7 +45,8 @@ def evaluate_captions(
     check_output_dir(output_dir)
     images = load_split(dataset, split, image_column, caption_column)
     described = {"captions": Path(captions).name, **describe_data(dataset, split)}
-    return write_figures(described, _first_captions(captions, images["image_id"]), images, output_dir, compare)
+    others = compared_captions(compare, images["image_id"])
+    return write_figures(described, _first_captions(captions, images["image_id"]), images, output_dir, others)
 
 
 def check_output_dir(output_dir: str | Path) -> None:
@@ -66,7 +67,7 @@ def write_figures(
     captions: Mapping[str, str],
     images: datasets.Dataset,
     output_dir: str | Path,
-    compare: str | Path | None = None,
+    others: tuple[str, Mapping[str, str]] | None = None,
 ) -> dict[str, Any]:
     """Score captions and write the figures.
 
@@ -74,26 +75,34 @@ def write_figures(
         described: What was evaluated and how, for the figures.
         captions: image id -> caption, of all the images.
         output_dir: Where `captions.json`, the captions in the COCO results format, and `figures.json` are written.
-        compare: Captions of another captioner, as in [`read_captions`], or the `figures.json` of its evaluation, which
-            has `captions.json` beside it.
+        others: The captions to compare with, as [`compared_captions`] returns them.
 
     Returns:
         `described`, the number of `images`, `metrics` (the corpus scores times 100), their 95 % bootstrap `intervals`
-        over images and `statistics` of the captions. With `compare`, `differences`: for each metric how much better
+        over images and `statistics` of the captions. With `others`, `differences`: for each metric how much better
         these captions are, the paired interval, and whether it includes 0, so that both count as equal.
     """
     output = Path(output_dir)
     references = dict(zip(images["image_id"], images["captions"], strict=True))
-    others = None
-    if compare is not None:
-        path = Path(compare).with_name(CAPTIONS) if Path(compare).name == FIGURES else compare
-        others = str(compare), caption_metrics(_first_captions(path, list(references)), references)
-    metrics = caption_metrics(captions, references)
-    figures = {**described, **figures_of(metrics, captions, references, others)}
     results = [{"image_id": image_id, "caption": captions[image_id]} for image_id in references]
-    (output / CAPTIONS).write_text(json.dumps(results, indent=1) + "\n")
+    (output / CAPTIONS).write_text(json.dumps(results, indent=1) + "\n")  # first: scoring may fail
+    compared = None if others is None else (others[0], caption_metrics(others[1], references))
+    figures = {**described, **figures_of(caption_metrics(captions, references), captions, references, compared)}
     (output / FIGURES).write_text(json.dumps(figures, indent=1) + "\n")
     return figures
+
+
+def compared_captions(compare: str | Path | None, image_ids: Sequence[str]) -> tuple[str, dict[str, str]] | None:
+    """The captions to compare with, and what to call them.
+
+    Args:
+        compare: Captions of another captioner, as in [`read_captions`], or the `figures.json` of its evaluation, which
+            has `captions.json` beside it.
+    """
+    if compare is None:
+        return None
+    path = Path(compare).with_name(CAPTIONS) if Path(compare).name == FIGURES else compare
+    return str(compare), _first_captions(path, image_ids)
 
 
 def figures_of(

@@ -146,6 +146,19 @@ def test_captions_are_scored_without_torch(images: Path, tmp_path: Path) -> None
     assert done.stdout.startswith("2 images, 95 % bootstrap intervals\nbleu_1")
 
 
+def test_captions_are_kept_if_scoring_fails(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (images / "Flickr_8k.devImages.txt").write_text("red_circle.jpg\n")
+    rows = [{"image_id": "red_circle.jpg", "caption": "a red circle"}]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.main([f"--dataset={images}", f"--captions={tmp_path}/a.json", f"--output-dir={tmp_path}/out"])
+    assert capsys.readouterr().err.startswith('error: pycocoevalcap is not installed: pip install -e ".[train]"')
+    assert json.loads((tmp_path / "out" / "captions.json").read_text()) == rows
+
+
 def test_captions_that_cannot_be_scored(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,7 +187,9 @@ def test_captions_that_cannot_be_scored(
     assert "--generation cannot hold num_beams: --num-beams is an option" in twice
 
 
-def test_errors_of_the_evaluation(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+def test_errors_of_the_evaluation(
+    checkpoint: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ValueError, match=r"has no test split: it has .*validation"):
         (images / "Flickr_8k.devImages.txt").write_text("red_circle.jpg\n")
         evaluate_checkpoint(str(checkpoint), str(images), tmp_path / "out", split="test")
@@ -190,6 +205,9 @@ def test_errors_of_the_evaluation(checkpoint: Path, images: Path, tmp_path: Path
     for settings, message in wrong:
         with pytest.raises(ValueError, match=message):
             evaluate_checkpoint(str(checkpoint), str(images), tmp_path / "out", **settings)
+    monkeypatch.setattr("showattend.evaluation.evaluate.caption_images", None)  # before an hour of captioning
+    with pytest.raises(FileNotFoundError, match=r"nope\.json"):
+        evaluate_checkpoint(str(checkpoint), str(images), tmp_path / "out", compare="nope.json")
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"`output_dir` .*cannot be written"):
         evaluate_checkpoint(str(checkpoint), str(images), tmp_path / "file")
