@@ -1,7 +1,7 @@
 // The captioner that `showattend export-onnx` wrote, as onnx_captioner.py runs it: the same graphs, searches and words.
 
 import * as ort from "./runtime/ort.wasm.bundle.min.mjs";
-import { preprocess } from "./preprocess.js";
+import { FILTERS, preprocess } from "./preprocess.js";
 
 const RUNTIME = new URL("runtime/ort-wasm-simd-threaded.wasm", import.meta.url).href;
 
@@ -26,8 +26,9 @@ export class OnnxCaptioner {
     } catch {
       throw new Error("The model's captioner.json is damaged: build the page again.");
     }
-    if (settings.preprocessing.resample !== "bilinear") {
-      throw new Error(`This page resizes photos bilinearly; the model wants ${settings.preprocessing.resample}.`);
+    const { resample } = settings.preprocessing;
+    if (!(resample in FILTERS)) {
+      throw new Error(`This page resizes photos ${Object.keys(FILTERS).join(" or ")}; the model wants ${resample}.`);
     }
     const urls = [RUNTIME, `${folder}${names.encoder}`, `${folder}${names.decoder}`];
     const [runtime, ...graphs] = await download(urls, (loaded) => onProgress(loaded, settings.bytes));

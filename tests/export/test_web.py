@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -224,9 +225,10 @@ def test_the_image_is_resized_as_by_pillow(chromium: Browser, url: str, captione
 
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
-    settings = {**captioner.settings["preprocessing"], "height": 48, "width": 64}
     files = [noise(600, 301), noise(20, 33), noise(48, 64), noise(47, 200), noise(600, 301, 4)]
-    for number, file in enumerate([*map(png, files), png(noise(90, 30), exif=exif)]):
+    encoded = [*map(png, files), png(noise(90, 30), exif=exif)]
+    for (number, file), resample in product(enumerate(encoded), ("bilinear", "bicubic")):
+        settings = {**captioner.settings["preprocessing"], "height": 48, "width": 64, "resample": resample}
         values = page.evaluate(
             """async ([file, settings]) => {
                 const { preprocess } = await import("./preprocess.js");
