@@ -28,7 +28,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -264,10 +263,7 @@ def captioning_table(checkpoint: str, onnx: str | None, images: list[str], secon
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     medians = " | ".join(f"{statistics.median(times):.1f} (1)" for times in encoders)
     lines.insert(2, f"| the encoder alone, float32 | {medians} |")
-    files = [*islice(cycle(images), 256)]
-    rates = {beams: measure_files(str(checkpoint), "float32", files, beams)[0] for beams in (1, 5)}
-    from_files = f"{rates[1]:.1f} greedy, {rates[5]:.1f} with 5 beams"
-    return "\n".join([*lines, "", f"Images a second from files, batch 32, float32: {from_files}."])
+    return "\n".join(lines)
 
 
 def machine() -> str:

@@ -1,7 +1,5 @@
 """An image and its captions as HTML for the page. All input is escaped."""
 
-import base64
-import io
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -9,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from showattend.attention.figures import AMBER, lights
+from showattend.attention.figures import AMBER, data_uri, lights
 from showattend.attention.maps import AttendedCaption
 
 from .uploads import read_image
@@ -74,18 +72,10 @@ def _shade(light: np.ndarray) -> str:
     share = light[..., None]  # (height, width, 1)
     colour = share * np.array(AMBER) + (1 - share) * np.array(NIGHT)
     alpha = 255 * (0.1 * share + 0.8 * (1 - share))
-    file = io.BytesIO()
-    Image.fromarray(np.concatenate([colour, alpha], axis=2).round().astype(np.uint8)).save(file, "PNG")
-    return _data_uri("png", file)
+    return data_uri(Image.fromarray(np.concatenate([colour, alpha], axis=2).round().astype(np.uint8)), "png")
 
 
 def _jpeg(image: Image.Image, longest: int) -> str:
     shown = image.copy()
     shown.thumbnail((longest, longest))
-    file = io.BytesIO()
-    shown.save(file, "JPEG", quality=85)
-    return _data_uri("jpeg", file)
-
-
-def _data_uri(kind: str, file: io.BytesIO) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+    return data_uri(shown, "jpeg", quality=85)

@@ -7,7 +7,7 @@ from functools import cache
 from html import escape
 from math import ceil, log, sqrt
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -117,14 +117,18 @@ def _svg(image: Image.Image, attended: AttendedCaption) -> bytes:
         f'<title>{escape(attended.caption)}</title>\n<rect width="100%" height="100%" fill="white"/>',
     ]
     for word, picture, x, y in panels:
-        file = io.BytesIO()
-        picture.save(file, "JPEG", quality=85)
-        data = base64.b64encode(file.getvalue()).decode()
         size = f'width="{picture.width}" height="{picture.height}"'
-        lines.append(f'<image x="{x}" y="{y}" {size} href="data:image/jpeg;base64,{data}"/>')
+        lines.append(f'<image x="{x}" y="{y}" {size} href="{data_uri(picture, "jpeg", quality=85)}"/>')
         if word:
             lines.append(f'<text x="{x + picture.width / 2}" y="{y - FONT_SIZE * 0.5}">{escape(word)}</text>')
     return "\n".join([*lines, "</svg>\n"]).encode()
+
+
+def data_uri(image: Image.Image, kind: str, **options: Any) -> str:
+    """An image inside a page or figure; `options` are those of Pillow's `save`."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _gif(image: Image.Image, attended: AttendedCaption) -> bytes:

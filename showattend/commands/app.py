@@ -3,6 +3,7 @@
 import signal
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from showattend.command_line import CommandParser
@@ -17,17 +18,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, and the uploads are deleted
-    try:
-        with parser.reporting(2):
-            parser.hide_progress_bars()
-            from showattend.app.server import serving
-            from showattend.checkpoints import load_captioner
+    with suppress(KeyboardInterrupt), parser.reporting(2):
+        parser.hide_progress_bars()
+        from showattend.app.server import serving
+        from showattend.checkpoints import load_captioner
 
-            model, processor = load_captioner(options.checkpoint)
-            examples = sorted(EXAMPLES.glob("*.*"))
-            with serving(model, processor, examples, options.host, options.port) as url:
-                print(f"Open {url} in a browser; Ctrl-C ends it.", flush=True)
-                threading.Event().wait()
-    except KeyboardInterrupt:
-        pass
+        model, processor = load_captioner(options.checkpoint)
+        examples = sorted(EXAMPLES.glob("*.*"))
+        with serving(model, processor, examples, options.host, options.port) as url:
+            print(f"Open {url} in a browser; Ctrl-C ends it.", flush=True)
+            threading.Event().wait()
     return 0
