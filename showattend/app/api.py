@@ -68,11 +68,7 @@ def describe(
     image: Image.Image,
     **generation: Any,
 ) -> dict[str, Any]:
-    """Caption an image.
-
-    Args:
-        image: Upright and RGB.
-        generation: Passed to `generate`.
+    """Caption an upright RGB image; `generation` goes to `generate`.
 
     Returns:
         `captions`, the best first, and of each `caption`, `score` (the mean log probability of its tokens), `words`

@@ -34,9 +34,6 @@ def serving(
     Args:
         examples: Images to choose from.
         host: 127.0.0.1 is reachable from this machine alone, 0.0.0.0 from wherever the network allows.
-
-    Raises:
-        OSError: If the port is taken, or there is no such address or port.
     """
     with tempfile.TemporaryDirectory(prefix="showattend-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads  # Gradio's own is shared by all its apps
@@ -113,8 +110,6 @@ class OnlyThisPage:
             return all(map(self._uploads_alone, data))
         if isinstance(data, dict):
             path = data.get("path", self.uploads)
-            return self._is_upload(path) and all(map(self._uploads_alone, data.values()))
+            is_upload = isinstance(path, str | Path) and Path(path).resolve().is_relative_to(self.uploads)
+            return is_upload and all(map(self._uploads_alone, data.values()))
         return True
-
-    def _is_upload(self, path: Any) -> bool:
-        return isinstance(path, str | Path) and Path(path).resolve().is_relative_to(self.uploads)

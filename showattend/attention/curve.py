@@ -17,12 +17,7 @@ LABELS = {
 
 
 def plot_falls(summary: Mapping[str, Any], path: str | Path) -> None:
-    """Draw how far the log probability of a noun falls over the number of covered cells.
-
-    Args:
-        summary: As [`Measurement.summary`] returns it.
-        path: The image to write; its suffix chooses the format.
-    """
+    """Draw [`Measurement.summary`]: how far a noun's log probability falls over the number of covered cells."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for covered, label in LABELS.items():

@@ -30,11 +30,7 @@ def draw_attention(image: Image.Image, attended: AttendedCaption, path: str | Pa
 
     Args:
         image: Upright, as [`load_image`] returns it.
-        attended: What [`attend`] returned for it.
-
-    Raises:
-        ValueError: If the suffix of `path` is none of `FORMATS`.
-        OSError: If the file cannot be written.
+        path: Ends in one of `FORMATS`.
     """
     path = Path(path)
     draw = {".png": _png, ".svg": _svg, ".gif": _gif}.get(path.suffix.lower())

@@ -59,10 +59,6 @@ def attend(
         image: Anything that [`load_image`] reads.
         text: The beginning of the caption. Its words have maps too: where the network looked before reading them.
         generation: Passed to `generate`. With beam search, the attention is that of the winning beam.
-
-    Raises:
-        ValueError: If `num_return_sequences` is not 1; or from [`load_image`] and `generate`.
-        OSError: If the image cannot be read.
     """
     if generation.get("num_return_sequences", 1) != 1:
         raise ValueError("attend returns one caption for an image: leave num_return_sequences out.")

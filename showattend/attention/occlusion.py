@@ -123,8 +123,6 @@ def measure_occlusion(
         num_cells: How many cells are covered, each in turn.
         cover_pixels: Grey out the pixels of the cells and encode the image again, which takes far longer. Otherwise the
             features of the cells are replaced by the image's mean feature.
-        seed: Of the random cells.
-        generation: Passed to `generate`.
     """
     random = np.random.default_rng(seed)
     measured = Measurement()

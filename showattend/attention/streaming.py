@@ -28,13 +28,9 @@ def stream_captions(
     Args:
         image: Upright, as [`load_image`] returns it.
         num_captions: Samples, generated one after another, or beams, the best first. Greedy search has one caption.
-        generation: Passed to `generate`: `num_beams`, `do_sample`, `temperature` and so on.
 
     Yields:
         All captions so far, the unfinished one last.
-
-    Raises:
-        ValueError: If [`generation_config`] or `generate` refuses the settings.
     """
     pixel_values = processor(images=image, return_tensors="pt").to(model.device)["pixel_values"]
     grid = model.encoder.grid_shape(*pixel_values.shape[-2:])

@@ -52,7 +52,6 @@ def caption_dataset(
         checkpoint: As [`load`] takes it, on every machine of the cluster; `settings` are its other arguments.
         image_column: Of Parquet files: images as bytes, as structs of `bytes` and `path`, or as paths or URLs. Relative
             paths start from the folder of `source`.
-        batch_size: How many images a worker captions together.
         cores: How many cores a worker has. Where there are GPUs, each has one worker.
         resume: Skip the rows that `output` already holds, including those with an error.
         address: The address of a running cluster, or `auto` to find one; by default Ray starts on this machine, unless
@@ -84,9 +83,10 @@ def caption_dataset(
             done = ray.put(_keys_in(output, earlier, KEYS[kind]))
             not_done: Any = partial(_without, done=done, columns=KEYS[kind])
             rows = rows.map_batches(not_done, batch_format="pyarrow", num_cpus=0.1)
+        folder = source.rpartition("/")[0] if re.search(r"\.(parquet|tar)(\.\w+)?$", source) else source
         rows = rows.map_batches(
             _Worker,
-            fn_constructor_args=(checkpoint, image_column, _folder(source), batch_size, cores, settings),
+            fn_constructor_args=(checkpoint, image_column, folder, batch_size, cores, settings),
             batch_format="pyarrow",
             batch_size=BATCHES * batch_size,
             **_workers(cores),
@@ -108,10 +108,6 @@ def _filesystem(place: str) -> tuple[fs.FileSystem, str]:
     if "://" in place:
         return fs.FileSystem.from_uri(place)
     return fs.LocalFileSystem(), os.path.abspath(place)  # noqa: PTH100 - not pathlib: as for URIs
-
-
-def _folder(source: str) -> str:
-    return source.rpartition("/")[0] if re.search(r"\.(parquet|tar)(\.\w+)?$", source) else source
 
 
 def _kind(source: str) -> str:

@@ -22,13 +22,11 @@ def load(
         dtype: float32, bfloat16, float16 or int8. auto: bfloat16 or float16 on GPUs, float32 on CPUs; of an exported
             captioner the fastest precision that it holds.
         prefix: How every caption begins.
-        num_captions: Captions per image.
         sample: Draw the captions instead of searching for the best ones.
-        threads: The number of threads; by default one per core.
+        threads: By default one per core.
         generation: `num_beams`, `length_penalty`, `max_length`, and with `sample` `temperature` and `top_p`.
 
     Raises:
-        ImportError: If the library that it needs is not installed.
         OSError: If there is no captioner, or it is damaged.
         ValueError: If a setting is wrong, or two contradict each other.
     """

@@ -19,7 +19,7 @@ def load_tokenizer(name: str | Path = "bert-base-uncased") -> BertTokenizer:
             lower-cased, as for bert-base-uncased).
 
     Raises:
-        OSError: If there is no such file or folder, or the Hub cannot be reached.
+        OSError: If there is none, or the Hub cannot be reached.
         ValueError: If it is not a BERT tokenizer with a complete vocabulary.
     """
     path = Path(name).expanduser()
@@ -67,9 +67,6 @@ def prune_tokenizer(tokenizer: BertTokenizer, captions: Iterable[str]) -> BertTo
 
     The special tokens come first ([PAD] = 0). The tokenization of `captions` does not change: WordPiece takes the
     longest token that fits, and pruning keeps every token that it took and adds none.
-
-    Raises:
-        ValueError: If there is no token in `captions`.
     """
     used = {token for caption in captions for token in tokenizer.tokenize(caption)}.difference(SPECIAL_TOKENS)
     if not used:

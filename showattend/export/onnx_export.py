@@ -181,7 +181,8 @@ def _settings(model: ShowAttendForConditionalGeneration, processor: ShowAttendPr
     generation = model.generation_config.to_diff_dict()
     if odd := sorted(name for name, value in generation.items() if name not in followed and value not in (None, False)):
         raise ValueError(f"The export does not support the generation setting {', '.join(odd)} of this captioner.")
-    for name in ("max_length", "decoder_start_token_id", "eos_token_id"):
+    required = ("decoder_start_token_id", "eos_token_id", "max_length")
+    for name in required:
         if not isinstance(generation.get(name), int):
             raise ValueError(f"The export needs one {name} in the captioner's generation config.")
     normalizer = json.loads(tokenizer.backend_tokenizer.to_str())["normalizer"]
@@ -201,9 +202,7 @@ def _settings(model: ShowAttendForConditionalGeneration, processor: ShowAttendPr
             "std": np.broadcast_to(images.image_std if images.do_normalize else 1.0, 3).tolist(),
         },
         "generation": {
-            "decoder_start_token_id": generation["decoder_start_token_id"],
-            "eos_token_id": generation["eos_token_id"],
-            "max_length": generation["max_length"],  # the start token counted
+            **{name: generation[name] for name in required},  # max_length counts the start token
             "num_beams": generation.get("num_beams") or 1,
             "length_penalty": generation.get("length_penalty", 1.0),
             "no_repeat_ngram_size": generation.get("no_repeat_ngram_size") or 0,

@@ -40,7 +40,6 @@ def convert_checkpoint(
 
     Args:
         checkpoint: What `torch.save(model.state_dict(), ...)` wrote, with or without DataParallel's `module.` prefix.
-        output_dir: The folder to save to; made if absent.
         tokenizer: The vocabulary that the model was trained with, for [`load_tokenizer`].
 
     Raises:

@@ -99,7 +99,10 @@ def results_table(results: Sequence[EvalResult]) -> str:
     for result in results:
         metric, _, decoding = str(result.metric_name).partition(" (")
         row = rows.setdefault((f"{result.dataset_name} {result.dataset_split}", decoding.removesuffix(")")), {})
-        row[metric] = _cell(result)
+        row[metric] = f"{result.metric_value:.1f}"
+        if result.metric_args:
+            low, high = result.metric_args[INTERVAL]
+            row[metric] += f" ± {(high - low) / 2:.1f}"
     metrics = [name for name in METRIC_NAMES.values() if any(name in row for row in rows.values())]
     cells = [[*names, *(row.get(name, "") for name in metrics)] for names, row in rows.items()]
     return _table(["split", "search"], metrics, cells)
@@ -120,13 +123,6 @@ def _table(names: list[str], numbers: list[str], cells: list[list[str]]) -> str:
     text = ["| " + " | ".join(line) + " |" for line in lines]
     text.insert(1, "|" + "---|" * len(names) + "---:|" * len(numbers))
     return "\n".join(text) + "\n"
-
-
-def _cell(result: EvalResult) -> str:
-    if not result.metric_args:
-        return f"{result.metric_value:.1f}"
-    low, high = result.metric_args[INTERVAL]
-    return f"{result.metric_value:.1f} ± {(high - low) / 2:.1f}"
 
 
 def add_evaluation(path: str | Path, figures: dict[str, Any]) -> None:

@@ -80,15 +80,13 @@ def share(
 
     Args:
         files: What [`files_to_share`] gives.
-        repo_id: `user/name`, or a name in the user's own account; made if absent.
-        private: Whether a new repository is private.
-        revision: The branch; made if absent.
+        repo_id: `user/name`, or a name in the user's own account; made if absent, as is the branch `revision`.
+        private: Whether a new repository is private; ValueError if it exists and is public.
 
     Returns:
         The commit's URL.
 
     Raises:
-        ValueError: If `private` is true and the repository exists and is public.
         OSError: If there is no token, or the Hub refuses or cannot be reached.
     """
     if get_token() is None:

@@ -28,12 +28,7 @@ def write_log(output: Path, figures: dict[str, Any], captions: dict[str, str], i
 
 
 def plot_curves(log: Sequence[Mapping[str, float]], path: str | Path) -> None:
-    """Losses on the left, caption metrics on the right, over the epochs.
-
-    Args:
-        log: A mapping of figures for each epoch, as in a run's `log.jsonl`.
-        path: Where to write the image; its suffix chooses the format.
-    """
+    """Losses on the left, caption metrics on the right, over the epochs of a run's `log.jsonl`."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     losses, metrics = figure.subplots(1, 2)
     epochs = [line["epoch"] for line in log]

@@ -49,16 +49,10 @@ def textbook_loss(
 def textbook_caption(
     model: ShowAttendForConditionalGeneration, pixel_values: torch.Tensor, num_beams: int = 1, max_length: int = 30
 ) -> list[int]:
-    """Caption one image with the tutorials' beam search, which recomputes all projections at every step.
+    """Caption one image (1, 3, height, width) with the tutorials' beam search: the tokens from `[CLS]` to `[SEP]`.
 
-    Captions are compared by their summed log probabilities, without a length penalty.
-
-    Args:
-        pixel_values: (1, 3, height, width).
-        max_length: The largest number of tokens, including `[CLS]` and `[SEP]`.
-
-    Returns:
-        The caption's tokens from `[CLS]` to `[SEP]`.
+    It recomputes all projections at every step, and compares captions by their summed log probabilities, without a
+    length penalty.
     """
     decoder, attention, end = model.decoder, model.decoder.attention, model.config.eos_token_id
     image_features = model.encoder(pixel_values=pixel_values)[0]  # (1, positions, encoder_dim)
