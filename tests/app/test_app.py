@@ -437,7 +437,7 @@ def test_a_broken_file_gives_a_message_and_the_page_lives_on(
     visitor.window.close()
 
 
-def test_a_image_that_is_chosen_while_others_are_served_is_captioned(
+def test_an_image_that_is_chosen_while_others_are_served_is_captioned(
     chromium: Any, url: str, images: list[Path], greedy_captions: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go_on = threading.Event(), threading.Event()
