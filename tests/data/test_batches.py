@@ -94,7 +94,7 @@ def test_labels_are_counted_over_all_processes() -> None:
         assert epoch.num_labels(step) == sum(len(item.labels[0]) for item, _ in shares)
 
 
-def test_captions_of_a_image_stand_together() -> None:
+def test_captions_of_an_image_share_a_batch() -> None:
     labels = [[[1], [2], [3], [4], [5]], [[6, 6], [7]], [[8]]]
     items = make_items("abc", ["a.jpg", "b.jpg", "c.jpg"], labels, captions_per_item=2)
     assert [(item.key, item.image_id, item.labels) for item in items] == [
