@@ -449,8 +449,11 @@ class _SplitCell:
     """An LSTM cell as three products; the tokens' product does not depend on the state and covers all steps at once."""
 
     def __init__(self, cell: nn.LSTMCell, embed_size: int, projected: bool) -> None:
-        sizes = embed_size, cell.weight_ih.shape[1] - embed_size
-        self.word_weight, context_weight = cell.weight_ih.split(sizes, dim=1)
+        whole = cell.weight_ih
+        if torch.compiler.is_compiling():  # ONNX folds slices into two weights, but not a split
+            self.word_weight, context_weight = whole[:, :embed_size], whole[:, embed_size:]
+        else:  # the gradient of a slice would have the size of the whole
+            self.word_weight, context_weight = whole.split([embed_size, whole.shape[1] - embed_size], dim=1)
         self.bias = cell.bias_ih + cell.bias_hh
         self.gates_from_context = None if projected else recurrent_linear(context_weight)
         self.gates_from_state = recurrent_linear(cell.weight_hh)
