@@ -5,6 +5,7 @@ every token, and an LSTM cell generates the caption token by token. The submodul
 this project follows (`U`, `W`, `A`, `init_h`, `lstm_cell`, `fcn`), so its checkpoints fit key by key.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -521,16 +522,20 @@ def channels_of(backbone: Any) -> int:
     return backbone.channels[-1] if hasattr(backbone, "channels") else backbone.config.hidden_size
 
 
-def stages_of(backbone: PreTrainedModel) -> nn.ModuleList:
+def stages_of(backbone: PreTrainedModel) -> nn.ModuleList | nn.Sequential:
     """A backbone's stages, or a vision transformer's layers.
 
     Raises:
         ValueError: If its class does not name them.
     """
-    if backbone.config.model_type != "timm_backbone":
-        for name, module in backbone.named_modules():
-            if name.rpartition(".")[2] in ("stages", "layers", "layer") and isinstance(module, nn.ModuleList):
-                return module
+    if backbone.config.model_type == "timm_backbone":  # whose ResNets and ConvNeXts have no list, but layer1, stages_0
+        children = backbone._backbone.named_children()  # type: ignore[union-attr]
+        if stages := [child for name, child in children if re.fullmatch(r"layer\d|stages_\d", name)]:
+            return nn.ModuleList(stages)
+    for name, module in backbone.named_modules():
+        is_list = isinstance(module, nn.ModuleList | nn.Sequential)
+        if is_list and name.rpartition(".")[2] in ("stages", "layers", "layer", "blocks"):
+            return module
     raise ValueError(f"The stages of a {backbone.config.model_type} are unknown: finetune_last_stages must be 0.")
 
 

@@ -77,13 +77,9 @@ def test_frozen_without_dropout(make_model: MakeModel, pixel_values: torch.Tenso
 
 @every_backbone
 def test_last_stages_train(make_model: MakeModel, pixel_values: torch.Tensor, kind: str) -> None:
-    if kind == "timm_backbone":
-        with pytest.raises(ValueError, match="The stages of a timm_backbone are unknown: finetune_last_stages must be"):
-            make_model(encoder_name=None, backbone_config=backbone_config(kind), finetune_last_stages=1)
-        return
     model = make_model(encoder_name=None, backbone_config=backbone_config(kind), finetune_last_stages=1).train()
     names = [name for name, weights in model.encoder.named_parameters() if weights.requires_grad]
-    last = {"resnet": "stages.3.", "convnext": "stages.3."}.get(kind, ".1.")
+    last = {"resnet": "stages.3.", "convnext": "stages.3.", "timm_backbone": "blocks.4."}.get(kind, ".1.")
     assert names and all(last in name for name in names), names
     before = {name: value.clone() for name, value in model.encoder.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
@@ -93,6 +89,26 @@ def test_last_stages_train(make_model: MakeModel, pixel_values: torch.Tensor, ki
     assert changed and changed <= set(names)
     with pytest.raises(ValueError, match="`finetune_last_stages` 1 needs `feature_cache` none"):
         model.encoder.frozen_features(pixel_values)
+
+
+@needs_timm
+@pytest.mark.parametrize(
+    ("name", "stages"), [("test_resnet", "layer4"), ("test_convnext", "stages_3"), ("test_vit", "model.blocks.5")]
+)
+def test_last_stage_of_timm(name: str, stages: str) -> None:
+    config = TimmBackboneConfig(backbone=name)
+    backbone = Model(ShowAttendConfig(backbone_config=config, finetune_last_stages=1)).train().encoder.backbone
+    trained = {name for name, weights in backbone.named_parameters() if weights.requires_grad}
+    assert (
+        trained == {name for name, _ in backbone.named_parameters() if name.startswith(f"_backbone.{stages}.")} != set()
+    )
+
+
+@needs_timm
+def test_stages_that_are_unknown(make_config: MakeConfig) -> None:
+    config = TimmBackboneConfig(backbone="regnety_002")
+    with pytest.raises(ValueError, match="The stages of a timm_backbone are unknown: finetune_last_stages must be 0"):
+        Model(make_config(encoder_name=None, backbone_config=config, finetune_last_stages=1))
 
 
 def test_resnet_of_transformers_is_torchvisions(make_model: MakeModel, pixel_values: torch.Tensor) -> None:
