@@ -65,7 +65,9 @@ class CommandParser(argparse.ArgumentParser):
             number = error.errno or getattr(error.__cause__, "errno", None)
             code = 1 if number in DISK_FAILED else exit_code
             self._fail(code, f"{error.filename}: {error.strerror}" if system else str(error))
-        except (ImportError, ValueError, FloatingPointError) as error:
+        except ImportError as error:
+            self._fail(exit_code, " ".join(str(error).split()))  # transformers' own have several lines
+        except (ValueError, FloatingPointError) as error:
             self._fail(exit_code, str(error))
 
     @staticmethod

@@ -117,6 +117,11 @@ def test_an_empty_argument_is_refused(argument: list[str], capsys: pytest.Captur
             2,
             "--num-beams must be at least 1; `other`",
         ),
+        (
+            ImportError("\nX requires timm. Install it:\n`pip install timm`.\n"),
+            1,
+            "error: X requires timm. Install it: `pip",
+        ),
         (OSError("There is no folder x."), 1, "error: There is no folder x."),
         (PermissionError(13, "Permission denied", "out.csv"), 1, "error: out.csv: Permission denied"),
         (

@@ -16,6 +16,7 @@ from transformers import (
     Dinov2Config,
     PreTrainedConfig,
     ResNetConfig,
+    Siglip2VisionConfig,
     TimmBackboneConfig,
 )
 
@@ -93,15 +94,14 @@ def test_last_stages_train(make_model: MakeModel, pixel_values: torch.Tensor, ki
 
 @needs_timm
 @pytest.mark.parametrize(
-    ("name", "stages"), [("test_resnet", "layer4"), ("test_convnext", "stages_3"), ("test_vit", "model.blocks.5")]
+    ("name", "stage"), [("test_resnet", "layer4"), ("test_convnext", "stages_3"), ("test_vit", "model.blocks.5")]
 )
-def test_last_stage_of_timm(name: str, stages: str) -> None:
+def test_last_stage_of_timm(name: str, stage: str) -> None:
     config = TimmBackboneConfig(backbone=name)
     backbone = Model(ShowAttendConfig(backbone_config=config, finetune_last_stages=1)).train().encoder.backbone
-    trained = {name for name, weights in backbone.named_parameters() if weights.requires_grad}
-    assert (
-        trained == {name for name, _ in backbone.named_parameters() if name.startswith(f"_backbone.{stages}.")} != set()
-    )
+    trained = {weights for weights, parameter in backbone.named_parameters() if parameter.requires_grad}
+    in_stage = {weights for weights, _ in backbone.named_parameters() if weights.startswith(f"_backbone.{stage}.")}
+    assert trained == in_stage != set()
 
 
 @needs_timm
@@ -220,6 +220,14 @@ def test_maps_with_channels_last_are_refused(make_config: MakeConfig) -> None:
     )
     with pytest.raises(ValueError, match=r"timm_backbone encoder must give maps \(batch, 768, rows, columns\), not"):
         model.encoder(pixel_values=torch.zeros(1, 3, 224, 224))
+
+
+def test_images_in_patches(make_config: MakeConfig) -> None:
+    """SigLIP 2 reads sequences of patches, with their mask and shape."""
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = Model(make_config(encoder_name=None, backbone_config=Siglip2VisionConfig(**sizes)))
+    with pytest.raises(ValueError, match=r"does not take images of 64x64 pixels: .*pixel_attention_mask"):
+        model.encoder.grid_shape(64, 64)
 
 
 @pytest.mark.parametrize("kind", ["clip_vision_model", "vit", "convnext"])
