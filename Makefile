@@ -43,7 +43,7 @@ help:
 caption: $(VENV)/.runtime-installed
 	@"$(VENV)/bin/python" scripts/caption.py --checkpoint "$$CHECKPOINT" "$$IMAGE"
 
-# Four phases of training; docs/training says why each. The same command resumes: a phase that is complete is skipped.
+# Three phases of training; docs/training says why each. The same command resumes: a phase that is complete is skipped.
 TRAIN = "$(VENV)/bin/accelerate" launch -m showattend train --dataset "$(DATASET)"
 checkpoint: $(VENV)/.dev-installed
 	test -e "$(RUNS)/resnet50.safetensors" || \
@@ -52,8 +52,7 @@ checkpoint: $(VENV)/.dev-installed
 		--encoder-weights "$(RUNS)/resnet50.safetensors" --stride-in-1x1 true
 	$(TRAIN) --preset self_critical --output-dir "$(RUNS)/2" --init-from "$(RUNS)/1/best"
 	$(TRAIN) --preset distil --output-dir "$(RUNS)/3" --init-from "$(RUNS)/2/best"
-	$(TRAIN) --preset distil --output-dir "$(RUNS)/4" --init-from "$(RUNS)/3/best" --seed 43
-	"$(VENV)/bin/python" -m showattend pack-checkpoint "$(RUNS)/4/best" "$(CHECKPOINT)" --num-beams 5 \
+	"$(VENV)/bin/python" -m showattend pack-checkpoint "$(RUNS)/3/best" "$(CHECKPOINT)" --num-beams 5 \
 		--no-repeat-ngram-size 3
 
 test: $(VENV)/.dev-installed
