@@ -64,6 +64,7 @@ test-conformance: $(VENV)/.dev-installed
 
 test-versions: test-oldest test test-newest
 
+# With Python 3.10 to 3.12: numpy 2.0 has no wheel for 3.13.
 test-oldest:
 	@mkdir -p "$(OLDEST)"
 	@"$(PYTHON)" scripts/versions.py oldest > "$(OLDEST)/oldest.txt"
