@@ -103,7 +103,7 @@ def test_dynamic_quantisation(model: Any, image_features: torch.Tensor, expected
 def test_int8_by_torchao(
     model: Any, image_features: torch.Tensor, expected: dict[str, Any], tmp_path: Path, on_loading: bool
 ) -> None:
-    torchao = pytest.importorskip("torchao.quantization")
+    torchao = pytest.importorskip("torchao.quantization")  # constraints.txt says why it may be missing
     names = {"attention.W", "attention.U", "attention.A", "init_h", "f_beta", "output_h"}
     int8 = torchao.Int8WeightOnlyConfig()
     if on_loading:
