@@ -47,6 +47,7 @@ def save(make_model: MakeModel, processor: ShowAttendProcessor, tmp_path: Path) 
         ("swin", 64, 64),
         ("dinov2_with_registers", 64, 64),
         ("clip_vision_model", 64, 64),
+        ("resnet", 64, 64),
         pytest.param("timm_backbone", 64, 64, marks=needs_timm),
     ],
 )
