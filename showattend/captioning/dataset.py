@@ -92,6 +92,8 @@ def caption_dataset(
             **_workers(cores),
         )
         rows.write_parquet(output, min_rows_per_file=ROWS_PER_FILE, ray_remote_args={"num_cpus": 0.1})
+    except pa.ArrowInvalid as error:  # it does not say which file
+        raise OSError(f"{_damaged(source) or source} cannot be read: {str(error).strip().splitlines()[-1]}") from error
     except ray.exceptions.RayError as error:
         raise OSError(f"The Ray job failed: {str(error).strip().splitlines()[-1]}") from error
     finally:
@@ -120,6 +122,19 @@ def _kind(source: str) -> str:
         if any(re.search(ending, file.path) for file in files):
             return kind
     return "images"
+
+
+def _damaged(source: str) -> str | None:
+    """The first Parquet file that is damaged."""
+    system, path = _filesystem(source)
+    info = system.get_file_info(path)
+    for file in [info] if info.is_file else system.get_file_info(fs.FileSelector(path, recursive=True)):
+        if file.path.endswith(".parquet"):
+            try:
+                pq.read_metadata(file.path, filesystem=system)
+            except pa.ArrowInvalid:
+                return file.path
+    return None
 
 
 def _read(source: str, kind: str) -> ray.data.Dataset:

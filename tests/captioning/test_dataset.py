@@ -230,6 +230,9 @@ def test_what_cannot_be_captioned(cluster: None, checkpoint: str, images: Path) 
         caption_dataset(str(images), output, checkpoint)
     with pytest.raises(ValueError, match="has a column caption itself"):
         caption_dataset(str(images), output, checkpoint, "photo")
+    (images / "broken.parquet").write_bytes((images / "rows.parquet").read_bytes()[:-9])
+    with pytest.raises(OSError, match=r"images/broken\.parquet cannot be read: "):
+        caption_dataset(str(images), output, checkpoint, "photo")
     assert not Path(output).exists()
 
 
