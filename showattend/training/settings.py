@@ -251,7 +251,8 @@ def _set_defaults(parser: CommandParser, path: Path) -> None:
 def _read_preset(path: Path) -> dict[str, Any]:
     """A preset's settings, on top of those of its `base`, a file in the same folder."""
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+        beside, ours = (sorted(folder.glob("*.yaml")) for folder in (path.parent, Path(__file__).with_name("presets")))
+        known = ", ".join(file.stem for file in beside or ours)
         raise ValueError(f"There is no preset {path}: name one of {known}, or a YAML file.")
     try:
         values = yaml.safe_load(path.read_text()) or {}

@@ -116,7 +116,7 @@ def test_bad_preset(tmp_path: Path, text: str, message: str) -> None:
             ["--preset", "orignal"],
             r"no preset .*/orignal.yaml: name one of .*original, .*tuned, or a YAML file",
         ),
-        (["--preset", "nowhere/mine.yaml"], r"no preset nowhere/mine.yaml"),
+        (["--preset", "nowhere/mine.yaml"], r"no preset nowhere/mine.yaml: name one of .*base, .*tuned"),
         (["--preset"], "--preset: expected one argument"),
         (["--batchsize", "3"], "^unknown arguments: --batchsize 3$"),
         (["--batch", "3"], "^unknown arguments: --batch 3$"),  # an abbreviation would mean something else one day
