@@ -59,7 +59,7 @@ def stream_captions(
     except hub.LOAD_ERRORS as error:
         raise OSError(f"cannot stream {name!r} with datasets ({' '.join(str(error).split())}); {EXPECTED}") from error
     splits = {
-        standard_split(split) or "train": _usable(part, name, (image_column, caption_column))
+        standard_split(split) or "train": _rows(part, name, (image_column, caption_column))
         for split, part in parts.items()
     }
     train = splits.get("train")
@@ -69,10 +69,12 @@ def stream_captions(
     if not len(validation):
         raise ValueError(f"{source} has no image with both a caption and a readable photo")
     held = set(validation["digest"])
-    return train.filter(lambda row: row["digest"] not in held), validation.remove_columns("digest")
+    # One filter, after `cast`: before datasets 5, a dataset mapped with `features` or filtered cannot be filtered.
+    train = train.filter(lambda row: bool(row["captions"]) and row["digest"] not in held)
+    return train, validation.remove_columns("digest")
 
 
-def _usable(
+def _rows(
     part: datasets.IterableDataset, source: str, names: tuple[str | None, str | None]
 ) -> datasets.IterableDataset:
     if part.features is None:
@@ -80,8 +82,7 @@ def _usable(
     columns = hub.columns_of(source, part.features, names)
     rows = part.cast_column(columns.image, datasets.Image(decode=False))
     read = partial(_read, source=source, columns=columns)
-    rows = rows.map(read, remove_columns=part.column_names, features=STREAM_FEATURES)
-    return rows.filter(lambda row: bool(row["captions"]))
+    return rows.map(read, remove_columns=part.column_names).cast(STREAM_FEATURES)
 
 
 def _read(row: dict[str, Any], source: str, columns: Columns) -> dict[str, Any]:
@@ -101,6 +102,8 @@ def _first_images(rows: datasets.IterableDataset, count: int) -> datasets.Datase
     images: dict[str, dict[str, Any]] = {}
     names: set[str] = set()
     for row in rows:
+        if not row["captions"]:
+            continue
         if row["digest"] in images:
             images[row["digest"]]["captions"] += row["captions"]
             continue

@@ -53,7 +53,8 @@ def hub(server: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.url)  # what older versions of transformers use
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)  # what newer ones make on first use
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # before each of five new attempts
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     return server
