@@ -302,7 +302,7 @@ def main() -> None:
     training.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     training.add_argument("--steps", type=whole_number(1), default=25, help="timed steps for each cell (default: 25)")
     feature_cache = modes.add_parser("feature-cache", help="a training step with a feature cache and without")
-    feature_cache.add_argument("--steps", type=whole_number(1), default=3, help="timed steps a cell (default: 3)")
+    feature_cache.add_argument("--steps", type=whole_number(1), default=12, help="timed steps a cell (default: 12)")
     captioning = modes.add_parser("captioning", help="a caption, beside the encoder's pass alone")
     captioning.add_argument("--seconds", type=float, default=5.0, help="for each cell, at least (default: 5)")
     files = modes.add_parser("files", help="images a second from files on disk, with torch and ONNX Runtime")
