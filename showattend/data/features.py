@@ -1,13 +1,14 @@
 """Features of the frozen encoder, computed once and kept on disk.
 
 The encoder's frozen part gives the same features for an image in every epoch, and costs far more than the decoder, so
-they are cached: one row per image in a memory-mapped float16 file, about 200 KB for 49x2048. The folder's name is a
-digest of the frozen weights and the preprocessing, and a row's key is a digest of the image's bytes, so that
-no stale features are ever used.
+they are cached: one row per image in a float16 file, about 200 KB for 49x2048. The folder's name is a digest of the
+frozen weights and the preprocessing, and a row's key is a digest of the image's bytes, so that no stale features are
+ever used.
 """
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -122,13 +123,10 @@ class FeatureCache:
         """The rows of images by digest ([`FLIPPED`] appended: mirrored): float16 (images, ...)."""
         if self.shape is None:
             raise ValueError("The features have not been built: call build first.")
-        rows = np.empty((len(keys), *self.shape), np.float16)
-        # Whole rows are read at once: page faults of the memory map would fetch them from the disk bit by bit.
-        with (self.folder / "features.float16").open("rb", buffering=0) as file:
-            for row, key in zip(rows, keys, strict=True):
-                file.seek(self.rows[key] * row.nbytes)
-                file.readinto(row.data)
-        return torch.from_numpy(rows)
+        path, size = self.folder / "features.float16", math.prod(self.shape)
+        # Whole rows are read at once: page faults of a memory map would fetch them from the disk bit by bit.
+        rows = [np.fromfile(path, np.float16, size, offset=2 * size * self.rows[key]) for key in keys]
+        return torch.from_numpy(np.stack(rows).reshape(-1, *self.shape))
 
     def _row_shape(self) -> tuple[int, ...]:
         blank = np.zeros((224, 224, 3), np.uint8)
@@ -149,7 +147,7 @@ class FeatureCache:
             index = self.folder / "rows.json"
             rows = json.loads(index.read_text()) if index.exists() else {}
             new = [key for key in keys if key not in rows]
-            row_bytes = 2 * int(np.prod(shape))
+            row_bytes = 2 * math.prod(shape)
             free = shutil.disk_usage(self.folder).free
             if len(new) * row_bytes > free:
                 raise OSError(
