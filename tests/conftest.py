@@ -2,7 +2,8 @@
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 
 import torch  # noqa: E402
+from tiny_flickr import environment, make_folder  # noqa: E402
 from transformers import BertTokenizer  # noqa: E402
 
 from modeling_showattend import (  # noqa: E402
@@ -38,6 +40,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 WORDS = ["a", "dog", "cat", "bird", "runs", "sits", "flies", "through", "on", "over", "the", "grass", "red", "ball"]
 WORDS += ["photo", "of", "black", "white", "and"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images with captions, of all splits."""
+    return make_folder(tmp_path_factory.mktemp("flickr"))
+
+
+@pytest.fixture(scope="module")
+def no_java() -> Iterator[None]:
+    """METEOR takes ten seconds to start, in training in every epoch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", environment()["PATH"])
+        yield
 
 
 @pytest.fixture

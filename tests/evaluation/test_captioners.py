@@ -40,6 +40,8 @@ SENTENCE = "a the dog cat photo of on grass red runs ball two"
 WORDS = [*SPECIAL, *SENTENCE.split()]
 PAD, CLS, SEP = 0, 2, 3
 SIZE = {"height": 32, "width": 32}
+pytestmark = pytest.mark.usefixtures("no_java")
+
 VISION: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 VISION |= {"image_size": 32, "patch_size": 16}
 TOKENS: dict[str, Any] = {"pad_token_id": PAD, "bos_token_id": CLS, "eos_token_id": SEP}
@@ -69,11 +71,6 @@ def git(folder: Path) -> Any:
     image_processor = CLIPImageProcessor(size=SIZE, crop_size=SIZE)
     GitProcessor(image_processor, tokenizer()).save_pretrained(folder)
     return GitForCausalLM(GitConfig(vision_config=VISION, **VISION, **TEXT))
-
-
-@pytest.fixture(autouse=True)
-def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", environment()["PATH"])
 
 
 @pytest.fixture

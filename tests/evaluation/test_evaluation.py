@@ -14,18 +14,14 @@ from showattend.commands import evaluate
 from showattend.evaluation.evaluate import evaluate_checkpoint
 from showattend.metrics import caption_statistics, score_captions
 
+pytestmark = pytest.mark.usefixtures("no_java")
+
 MakeModel = Callable[..., ShowAttendForConditionalGeneration]
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     return make_folder(tmp_path / "data") / "photos"
-
-
-@pytest.fixture(autouse=True)
-def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
-    """METEOR takes ten seconds to start."""
-    monkeypatch.setenv("PATH", environment()["PATH"])
 
 
 @pytest.fixture

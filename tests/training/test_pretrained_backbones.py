@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState, GradientState
 from backbones import backbone_config, every_backbone, grid_of, needs_timm
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_flickr import environment, make_folder, training_settings
+from tiny_flickr import training_settings
 from transformers import (
     BertConfig,
     BertModel,
@@ -27,18 +27,10 @@ from showattend.checkpoints import load_captioner
 from showattend.training import trainer
 from showattend.training.backbones import load_backbone
 
+pytestmark = pytest.mark.usefixtures("no_java")
+
 SMALL: dict[str, Any] = {"encoder_name": "resnet50", "encoder_weights": "IMAGENET1K_V1", "batch_size": 20}
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("flickr"))
-
-
-@pytest.fixture(autouse=True)
-def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", environment()["PATH"])
 
 
 def train(folder: Path, output: Path, **changes: Any) -> Path:

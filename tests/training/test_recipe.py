@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState
-from tiny_flickr import ROOT, command_line, environment, make_folder
+from tiny_flickr import ROOT, command_line
 
 from showattend.commands.train import PRESETS
 from showattend.training import trainer
 from showattend.training.settings import parse_settings
 from showattend.training.trainer import Trainer, train
+
+pytestmark = pytest.mark.usefixtures("no_java")
 
 # What tests give every run and the presets are to decide here.
 OF_PRESET = dict.fromkeys(("embed_size", "attention_dim", "decoder_dim", "batch_size", "epochs"))
@@ -20,16 +22,6 @@ OF_PRESET = dict.fromkeys(("embed_size", "attention_dim", "decoder_dim", "batch_
 
 class Killed(BaseException):
     """As close to a kill as an exception gets: nothing catches it."""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("flickr"))
-
-
-@pytest.fixture(autouse=True)
-def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", environment()["PATH"])
 
 
 def presets_of_the_makefile() -> list[str]:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import set_seed
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_flickr import ROOT, command_line, environment, make_folder, training_settings
+from tiny_flickr import ROOT, command_line, environment, training_settings
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -31,21 +30,10 @@ from showattend.metrics.ptb import find_java
 from showattend.training import objectives
 from showattend.training.self_critical import policy_gradient_loss, sample_captions
 
+pytestmark = pytest.mark.usefixtures("no_java")  # one run below has it
+
 TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py")]
 CAPTION_SCORES = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("flickr"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_java() -> Iterator[None]:
-    """METEOR's start takes ten seconds in every epoch; one run below has it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", environment()["PATH"])
-        yield
 
 
 def forget_process() -> None:
