@@ -224,7 +224,7 @@ def _teacher_forced(
 
 
 def _greyed(pixel_values: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-    """The images with the pixels of some cells set to 0, ImageNet's mean colour; `cells`: (images, rows, columns)."""
+    """The images with some cells (images, rows, columns) set to 0, to which normalisation takes the mean colour."""
     pixels = F.interpolate(cells[:, None].float(), pixel_values.shape[2:]).bool()  # (images, 1, height, width)
     return pixel_values.masked_fill(pixels.to(pixel_values.device), 0)
 
