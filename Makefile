@@ -44,7 +44,8 @@ caption: $(VENV)/.runtime-installed
 	@"$(VENV)/bin/python" scripts/caption.py --checkpoint "$$CHECKPOINT" "$$IMAGE"
 
 # Three phases of training; docs/training says why each. The same command resumes: a phase that is complete is skipped.
-TRAIN = "$(VENV)/bin/accelerate" launch -m showattend train --dataset "$(DATASET)"
+# Not by `accelerate launch`, which gives a process on a CPU one thread unless it is told otherwise.
+TRAIN = "$(VENV)/bin/python" -m showattend train --dataset "$(DATASET)"
 checkpoint: $(VENV)/.dev-installed
 	test -e "$(RUNS)/resnet50.safetensors" || \
 		"$(VENV)/bin/python" -m showattend fetch-original-resnet50 "$(RUNS)/resnet50.safetensors"
