@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -87,6 +88,9 @@ class Trainer:
             # DistributedDataParallel must know that weights that are frozen at first get no gradient.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=settings.freeze_epochs > 0)],
         )
+        cores = (os.cpu_count() or 1) // self.accelerator.num_processes
+        if self.accelerator.device.type == "cpu" and torch.get_num_threads() == 1 < cores:
+            logger.warning("Training uses 1 of %d cores; OMP_NUM_THREADS=%d before the command uses all.", cores, cores)
         set_seed(settings.seed)
         if self.accelerator.is_main_process:
             prepare_output_folder(self.output, run_identity(settings, self.accelerator.num_processes))

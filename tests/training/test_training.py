@@ -541,6 +541,19 @@ def test_start_that_has_changed(folder: Path, tmp_path: Path, overfitted: Path) 
         train(folder, tmp_path / "run", init_from=str(tmp_path / "start"), average_with_start=0.5, epochs=2)
 
 
+def test_idle_cores_are_reported(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`accelerate launch` gives a process one thread on a CPU."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    for threads in (1, 4):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        caplog.clear()
+        forget_process()
+        training.Trainer(training_settings(folder, tmp_path / "run"))
+        assert ("Training uses 1 of 4 cores" in caplog.text) == (threads == 1)
+
+
 def test_finished_run_is_skipped(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = train(folder, tmp_path / "run")
     monkeypatch.delattr(training, "load_captions")  # nothing is read
