@@ -28,6 +28,7 @@ AT_LEAST_1 = (
 AT_LEAST_0 = (
     *("learning_rate", "encoder_learning_rate", "weight_decay", "max_grad_norm"),
     *("plateau_patience", "warmup_steps", "num_workers", "meteor_weight", "generated_captions", "freeze_epochs"),
+    "logit_adjustment",
 )
 METRICS = ("loss", "token_accuracy", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider", "spice")
 
@@ -119,6 +120,9 @@ class TrainingSettings:
     average_with_start: float = _setting(
         0.0, "Validate and keep an average with the weights of --init-from, whose share this is (0: off)."
     )
+    logit_adjustment: float = _setting(
+        0.0, "Validate and keep weights whose output bias favours rare tokens: minus this times their log frequency."
+    )
     max_grad_norm: float = _setting(0.0, "Clip the gradient to this norm (0: off).")
     mixed_precision: str | None = _setting(None, "Default: accelerate's configuration.", choices=("no", "fp16", "bf16"))
     seed: int = _setting(42, "Seeds the initial weights, the order of the captions and dropout.")
@@ -172,7 +176,7 @@ class TrainingSettings:
             raise ValueError("`streaming_steps` needs `feature_cache` none: images come once.")
         if self.num_workers > 1:
             raise ValueError(f"`streaming_steps` has one reader: `num_workers` must be 0 or 1, not {self.num_workers}.")
-        for name in ("max_train_samples", "prune_tokenizer", "generated_captions"):
+        for name in ("max_train_samples", "prune_tokenizer", "generated_captions", "logit_adjustment"):
             if getattr(self, name):
                 raise ValueError(f"`{name}` needs all training captions, which `streaming_steps` does not load.")
         if self.objective == "self_critical":
