@@ -57,7 +57,9 @@ def prepare_output_folder(output: Path, run: dict[str, Any]) -> None:
     resumable = any((output / name).exists() for name in ("checkpoint", "checkpoint.old", "generated.jsonl"))
     if resumable:
         earlier = json.loads((output / "settings.json").read_text())
-        changed = [name for name in run if run[name] != earlier.get(name) and name not in MAY_CHANGE]
+        # A setting that is newer than the run had its default.
+        earlier = {name: getattr(TrainingSettings, name, None) for name in run} | earlier
+        changed = [name for name in run if run[name] != earlier[name] and name not in MAY_CHANGE]
         if changed:
             raise ValueError(
                 f"{output} holds a run with another {', '.join(changed)}: resume it with its settings, or name "
