@@ -7,7 +7,7 @@ from .image_processing_showattend import ShowAttendImageProcessor
 from .modeling_showattend import ShowAttendForConditionalGeneration
 from .processing_showattend import ShowAttendProcessor
 
-# Once this package is imported, the Auto classes use its code and never a checkpoint's.
+# Once this package is imported, the Auto classes use its code, never a checkpoint's.
 AutoConfig.register("showattend", ShowAttendConfig)
 AutoModel.register(ShowAttendConfig, ShowAttendForConditionalGeneration)
 AutoModelForImageTextToText.register(ShowAttendConfig, ShowAttendForConditionalGeneration)

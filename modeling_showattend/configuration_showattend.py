@@ -14,9 +14,9 @@ class ShowAttendConfig(PreTrainedConfig):
     """Configuration of [`ShowAttendForConditionalGeneration`].
 
     Args:
-        encoder_name: The torchvision ResNet that encodes the image: `resnet18`, `34`, `50`, `101` or `152`; by default
-            `resnet50`.
-        backbone_config: Instead, the config of a vision model that encodes the image, or its dict with `model_type`:
+        encoder_name: The torchvision ResNet that encodes the image: `resnet18`, `resnet34`, `resnet50` (the default),
+            `resnet101` or `resnet152`.
+        backbone_config: Instead of `encoder_name`, the config of another vision model, or its dict with `model_type`:
             any that `AutoBackbone` takes (ConvNeXt, Swin, DINOv2, ..., timm's as `TimmBackboneConfig`), or that of a
             vision transformer (ViT, CLIP's or SigLIP's vision model, ...). The grid is the last of its `out_features`,
             without class token and registers.
@@ -32,7 +32,7 @@ class ShowAttendConfig(PreTrainedConfig):
         decoder_dim: Units of the LSTM.
         dropout: Probability of dropping a unit before the output layer.
         feature_dropout: Probability of dropping a channel of an image's grid, at all positions at once.
-        word_dropout: Probability of blanking a token that the decoder reads.
+        word_dropout: Probability of zeroing the embedding of a token that the decoder reads.
         vocab_size: Tokens of the tokenizer (30,522 in bert-base-uncased).
         context_gate: Scale the context vector by a gate, a number from 0 to 1 that the LSTM's state predicts at every
             step (beta in section 4.2.1 of Xu et al., 2015).
@@ -42,8 +42,8 @@ class ShowAttendConfig(PreTrainedConfig):
             looks at one position at each step of training, drawn from the weights (section 4.1 of the paper).
         likeliest_position: With hard attention in eval mode, look at the position with the largest weight instead of
             reading the expected context.
-        doubly_stochastic_penalty: Weight (lambda in equation 14 of the paper) of the penalty that makes each
-            caption attend to all positions of the grid equally in total. 0 disables it.
+        doubly_stochastic_penalty: Weight (lambda in equation 14 of the paper) of the penalty that encourages each
+            caption to attend to all positions of the grid equally in total. 0 disables it.
         label_smoothing: Share of the target probability that is spread evenly over the vocabulary in training.
         pad_token_id: `[PAD]` of the tokenizer.
         bos_token_id: `[CLS]` of the tokenizer, from which every caption starts.
@@ -91,7 +91,7 @@ class ShowAttendConfig(PreTrainedConfig):
         if self.attention_type not in ("soft", "hard"):
             raise ValueError(f"attention_type={self.attention_type!r} is unknown: it is soft or hard.")
         if self.likeliest_position and self.attention_type == "soft":
-            raise ValueError("likeliest_position=True needs attention_type='hard': soft attention has no position.")
+            raise ValueError("likeliest_position=True needs attention_type='hard': soft attention reads all positions.")
         for name in ("embed_size", "attention_dim", "decoder_dim", "vocab_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
@@ -154,7 +154,7 @@ class ShowAttendConfig(PreTrainedConfig):
 
     @property
     def num_hidden_layers(self) -> int:
-        """One LSTM cell; for tools that ask for sizes."""
+        """The decoder has one LSTM cell. Tools that ask for a model's sizes read this."""
         return 1
 
     @num_hidden_layers.setter

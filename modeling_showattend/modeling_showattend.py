@@ -79,8 +79,8 @@ class ShowAttendEncoder(nn.Module):
             return self.resnet[: len(self.resnet) - stages]
         if stages:
             raise ValueError(
-                f"`finetune_last_stages` {stages} needs `feature_cache` none: this encoder cannot be cut before its "
-                "trained stages, so no features of it stay the same."
+                f"`finetune_last_stages` {stages} needs `feature_cache` none: this encoder cannot be split before its "
+                "trained stages, and training them changes all the features that it returns."
             )
         return self.backbone
 
@@ -451,9 +451,9 @@ class _SplitCell:
 
     def __init__(self, cell: nn.LSTMCell, embed_size: int, projected: bool) -> None:
         whole = cell.weight_ih
-        if torch.compiler.is_compiling():  # ONNX folds slices into two weights, but not a split
+        if torch.compiler.is_compiling():  # the ONNX export folds slices into two weights, but not a split
             self.word_weight, context_weight = whole[:, :embed_size], whole[:, embed_size:]
-        else:  # the gradient of a slice would have the size of the whole
+        else:  # a slice's gradient would be as large as the whole weight
             self.word_weight, context_weight = whole.split([embed_size, whole.shape[1] - embed_size], dim=1)
         self.bias = cell.bias_ih + cell.bias_hh
         self.gates_from_context = None if projected else recurrent_linear(context_weight)
@@ -495,11 +495,11 @@ class _WholeCell:
 def make_backbone(config: Any) -> PreTrainedModel:
     """The vision model of a config, with random weights.
 
-    `AutoBackbone` gives feature maps. CLIP's, SigLIP's and other plain vision transformers are no backbones in
+    `AutoBackbone` gives feature maps. CLIP's, SigLIP's and other plain vision transformers are not backbones in
     transformers, but their last hidden state holds a grid of patches.
 
     Raises:
-        ValueError: If it is no vision model, or one without feature maps.
+        ValueError: If it is not a vision model, or has no feature maps.
     """
     is_backbone = type(config) in MODEL_FOR_BACKBONE_MAPPING
     if not is_backbone and not (type(config) in MODEL_MAPPING and hasattr(config, "patch_size")):
@@ -507,11 +507,11 @@ def make_backbone(config: Any) -> PreTrainedModel:
             f"backbone_config is of {config.model_type!r}, which has no feature maps: take a backbone that "
             "transformers' AutoBackbone loads, or a vision transformer."
         )
-    # Not in the dtype of the config, which may be that of the weights it came with.
+    # Ignore the config's dtype, which may be that of the weights it came with.
     model = (AutoBackbone if is_backbone else AutoModel).from_config(config, dtype=torch.get_default_dtype())
     if model.main_input_name != "pixel_values":
         raise ValueError(
-            f"backbone_config is of {config.model_type!r}, which reads no images but {model.main_input_name}."
+            f"backbone_config is of {config.model_type!r}, which reads {model.main_input_name}, not images."
         )
     if hasattr(model, "pooler"):
         model.pooler = None
@@ -528,7 +528,7 @@ def stages_of(backbone: PreTrainedModel) -> nn.ModuleList | nn.Sequential:
     Raises:
         ValueError: If its class does not name them.
     """
-    if backbone.config.model_type == "timm_backbone":  # whose ResNets and ConvNeXts have no list, but layer1, stages_0
+    if backbone.config.model_type == "timm_backbone":  # its ResNets and ConvNeXts have no list of stages
         children = backbone._backbone.named_children()  # type: ignore[union-attr]
         if stages := [child for name, child in children if re.fullmatch(r"layer\d|stages_\d", name)]:
             return nn.ModuleList(stages)
@@ -791,7 +791,7 @@ class ShowAttendForConditionalGeneration(ShowAttendPreTrainedModel, ShowAttendGe
         if use_cache is None:
             use_cache = self.config.use_cache and labels is None
         if decoder_attention_mask is not None and (decoder_attention_mask.diff(dim=1) > 0).any():
-            raise ValueError("decoder_attention_mask hides tokens before others that count: an LSTM cannot skip them.")
+            raise ValueError("decoder_attention_mask masks tokens before unmasked ones: an LSTM cannot skip them.")
         state = cache if cache is not None else past_key_values
         if use_cache and state is None:
             state = ShowAttendCache()

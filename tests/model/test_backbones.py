@@ -200,7 +200,7 @@ def test_config_errors(make_config: MakeConfig, changes: dict[str, Any], message
     [
         (BertConfig(), {}, "of 'bert', which has no feature maps: take a backbone that"),
         (CLIPConfig(), {}, "of 'clip', which has no feature maps"),
-        (ASTConfig(num_hidden_layers=1), {}, "of 'audio-spectrogram-transformer', which reads no images but input_v"),
+        (ASTConfig(num_hidden_layers=1), {}, "of 'audio-spectrogram-transformer', which reads input_v"),
         (backbone_config("resnet"), {"encoder_dim": 17}, "encoder_dim=17 does not fit .* features have 16 channels"),
         (backbone_config("vit"), {"finetune_last_stages": 3}, "finetune_last_stages=3 is more than .* 2 stages"),
     ],

@@ -202,7 +202,7 @@ def test_masks_that_tools_add(model: Any, image_features: torch.Tensor, pixel_va
     masks = {"attention_mask": torch.ones(3, 4), "decoder_attention_mask": mask}
     logits = model(image_features=image_features, decoder_input_ids=padded, **masks).logits
     torch.testing.assert_close(logits[:, :4], model(image_features=image_features, decoder_input_ids=IDS).logits)
-    with pytest.raises(ValueError, match="hides tokens before others"):
+    with pytest.raises(ValueError, match="masks tokens before unmasked ones"):
         model(image_features=image_features, decoder_input_ids=padded, decoder_attention_mask=1 - mask)
 
     plain = model.generate(pixel_values)
