@@ -55,7 +55,7 @@ def load_captions(
     dataset = _to_dataset(splits, found.images)
     if not dataset:
         why = problems.summary().replace(";", ",") or "no rows"
-        raise ValueError(f"{source} has no image with both a caption and a readable photo ({why})")
+        raise ValueError(f"{source} has no readable image with a caption ({why})")
     return dataset
 
 
@@ -78,8 +78,8 @@ def _readable(splits: Splits, faults: Sequence[str], problems: Problems) -> Spli
         fault = next(of_files) if isinstance(image.image, str) else faults[image.image]
         fault_of[image.image_id] = fault
         if fault:
-            kind = "missing photos" if fault == NOT_FOUND else "broken photos"
-            problems.add(kind, image.where, f"photo {image.image_id!r}: {fault}")
+            kind = "missing images" if fault == NOT_FOUND else "broken images"
+            problems.add(kind, image.where, f"image {image.image_id!r}: {fault}")
     return {split: [image for image in some if not fault_of[image.image_id]] for split, some in splits.items()}
 
 

@@ -29,7 +29,7 @@ from modeling_showattend.modeling_showattend import ShowAttendEncoder
 from .images import digest_of, image_bytes
 
 FLIPPED = "-flipped"
-# In a backbone's config, what says where it comes from rather than what it computes.
+# Fields of a backbone's config that state where it comes from, not what it computes.
 NO_FEATURES = {"_name_or_path", "architectures", "dtype", "transformers_version"}
 
 

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 NOT_FOUND = "not found"
 JPEG_END = b"\xff\xd9"
-CHUNK = 256  # files that a thread checks in one go
+CHUNK = 256  # files that a thread checks at a time
 
 
 def file_faults(paths: Iterable[str]) -> list[str]:
@@ -31,7 +31,7 @@ def check_column(images: datasets.Dataset) -> tuple[list[str], list[str]]:
     """The faults of a column `image` of undecoded images, as in [`file_faults`], and digests of the images' bytes."""
     if not len(images):
         return [], []
-    # map remembers its result for datasets that lie in the cache of datasets.
+    # `map` caches its result for datasets that are in the cache of `datasets`.
     checked = images.map(_check_batch, batched=True, batch_size=512, remove_columns="image", desc="Checking images")
     return list(checked["fault"]), list(checked["digest"])
 

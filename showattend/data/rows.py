@@ -65,7 +65,7 @@ def group_by_image(rows: Iterable[Row], problems: Problems) -> list[CaptionedIma
             problems.add("malformed rows", place(*where), "no image is named")
             continue
         if not all(map(_is_unicode, (row.name, *row.captions))):
-            problems.add("malformed rows", place(*where), f"half a surrogate pair, which is no text, in {row.name!r}")
+            problems.add("malformed rows", place(*where), f"half a surrogate pair, which is not text, in {row.name!r}")
             continue
         if not row.captions:
             problems.add("listed images without captions", place(*where), f"{row.name!r} has no caption")

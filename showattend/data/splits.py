@@ -56,7 +56,7 @@ def _own_splits(images: Iterable[CaptionedImage], problems: Problems) -> Splits:
             continue
         first, *others = sorted(places, key=SPLITS.index)
         for split in others:
-            problems.add("images listed twice", places[split], f"{image.image_id!r} is listed before, in {first}")
+            problems.add("images listed twice", places[split], f"{image.image_id!r} is already listed in {first}")
         splits[first].append(image)
     return splits
 
@@ -68,7 +68,7 @@ def _listed_splits(images: Sequence[CaptionedImage], listings: Iterable[Listing]
     splits: Splits = {split: [] for split in SPLITS}
     for where, split, image_id in listings:
         if image_id in split_of:
-            problems.add("images listed twice", where, f"{image_id!r} is listed before, in {split_of[image_id]}")
+            problems.add("images listed twice", where, f"{image_id!r} is already listed in {split_of[image_id]}")
         elif image_id not in captioned:
             problems.add("listed images without captions", where, f"{image_id!r} has no caption")
         else:

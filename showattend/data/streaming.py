@@ -67,7 +67,7 @@ def stream_captions(
         raise ValueError(f"{source} has no train split to stream: it has {', '.join(parts)}")
     validation = _first_images(splits.get("validation", train), held_out)
     if not len(validation):
-        raise ValueError(f"{source} has no image with both a caption and a readable photo")
+        raise ValueError(f"{source} has no readable image with a caption")
     held = set(validation["digest"])
     # One filter, after `cast`: before datasets 5, a dataset mapped with `features` or filtered cannot be filtered.
     train = train.filter(lambda row: bool(row["captions"]) and row["digest"] not in held)
@@ -94,7 +94,7 @@ def _read(row: dict[str, Any], source: str, columns: Columns) -> dict[str, Any]:
     texts = [text for column in columns.captions for text in texts_of(row[column])]
     captions = [text.strip() for text in texts if text and text.strip()]
     if fault or not captions:
-        log(logging.WARNING, f"{source}: photo {name!r}: {fault or 'the caption is empty'}")
+        log(logging.WARNING, f"{source}: image {name!r}: {fault or 'the caption is empty'}")
     return {"image_id": name, "image": image, "captions": [] if fault else captions, "digest": digest}
 
 
@@ -119,7 +119,7 @@ def _first_images(rows: datasets.IterableDataset, count: int) -> datasets.Datase
 class StreamSteps(torch.utils.data.IterableDataset[tuple[list[Batch], int]]):
     """An epoch of a stream: a fixed number of steps, in the form of [`StepDataset`].
 
-    Every process reads the whole stream but decodes only its share of the images: so each knows the number of labels of
+    Every process reads the whole stream but decodes only its share of the images. So each knows the number of labels of
     a step, and two processes see what one process with twice the batch size would. Every epoch restarts the stream with
     its files in another order; rows are shuffled in a buffer and batched by length as in [`Epoch`].
 

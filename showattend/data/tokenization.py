@@ -58,7 +58,7 @@ def _checked(tokenizer: object, name: str | Path) -> BertTokenizer:
     if len(vocab) == len(SPECIAL_TOKENS):
         raise ValueError(f"{name} holds no vocabulary: it has only the special tokens")
     if sorted(vocab.values()) != list(range(len(vocab))):
-        raise ValueError(f"the vocabulary of {name} has gaps: a token stands there twice")
+        raise ValueError(f"the vocabulary of {name} has gaps: a token occurs in it twice")
     return tokenizer
 
 

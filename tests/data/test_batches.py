@@ -39,7 +39,7 @@ def flat(steps: list[list[list[tuple[int, bool]]]]) -> list[int]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 23, 200])
-def test_every_caption_comes_once_but_for_the_fill_up(batch_size: int) -> None:
+def test_every_caption_comes_once_except_what_fills_the_last_batch(batch_size: int) -> None:
     items = make_captions()
     counts = Counter(flat(drawn(Epoch(items, batch_size))))
     assert counts.keys() == {item.labels[0][0] for item in items}
@@ -75,7 +75,7 @@ def test_processes_and_micro_batches_share_out_a_step(processes: int, micro_batc
         assert sorted(chain(*chain(*mine))) == sorted(whole[0])
 
 
-def test_batches_hold_captions_of_like_length() -> None:
+def test_batches_hold_captions_of_similar_length() -> None:
     items = make_captions()
     epoch = Epoch(items, 5)
     for step in range(len(epoch)):
@@ -161,7 +161,7 @@ def test_collate(features: FeatureCache) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_run_that_goes_on_sees_what_it_has_not_seen(features: FeatureCache, workers: int) -> None:
+def test_a_resumed_run_sees_what_it_has_not_seen(features: FeatureCache, workers: int) -> None:
     names = list(features.rows)[:3]
     items = make_items(names, names, [[[10 * image + i, 3] for i in range(5)] for image in range(3)], 1)
     epoch = Epoch(items, 2, micro_batches=2, flip=True)

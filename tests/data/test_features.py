@@ -168,7 +168,7 @@ def test_what_training_changes_leaves_the_rows_valid(
     assert FeatureCache(tmp_path / "cache", loaded.encoder, processor).folder == folder
 
 
-def test_interrupted_build_goes_on(
+def test_interrupted_build_resumes(
     make_cache: Callable[..., FeatureCache], images: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = make_cache()

@@ -115,7 +115,7 @@ def test_an_image_is_in_one_split_whatever_its_rows_say(tmp_path: Path, caplog: 
         "train": [("train-00000", ["train 0", "train 0"])],
         "validation": [("train-00001", ["train 1", "validation 1"]), ("validation-00001", ["validation 2"])],
     }
-    assert problems(caplog) == [f"{tmp_path}/bytes, train[1]: 'train-00001' is listed before, in validation"]
+    assert problems(caplog) == [f"{tmp_path}/bytes, train[1]: 'train-00001' is already listed in validation"]
 
     one_id = write("id", {"train": [0, 1], "validation": [2]}, image_id={"train": [5, 5], "validation": [6]})
     assert captions_by_split(load_captions(one_id))["train"] == [("5", ["train 0", "train 1"])]
@@ -150,7 +150,7 @@ def test_an_unknown_layout_is_described(tmp_path: Path) -> None:
     (tmp_path / "notes.csv").write_text("name,age\nx,3\n")
     (tmp_path / "config.json").write_text('{"images": 3}')
     with pytest.raises(
-        FileNotFoundError, match=r"no list of captions but 8 \.jpg, 1 \.csv, 1 \.json, 1 \.xml; exp"
+        FileNotFoundError, match=r"no list of captions, only 8 \.jpg, 1 \.csv, 1 \.json, 1 \.xml; exp"
     ) as e:
         load_captions(tmp_path)
     assert "`image,caption`, `a.jpg,A dog runs.`" in str(e.value) and "\n" not in str(e.value)
@@ -188,8 +188,8 @@ def test_names_and_captions_that_no_file_can_hold(tmp_path: Path, caplog: pytest
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     assert [row["captions"] for row in load_captions(tmp_path)["train"]] == [["kept"]]
     assert sorted(problems(caplog)) == [
-        "metadata.jsonl, row 2: half a surrogate pair, which is no text, in 'green_circle.jpg'",
-        "metadata.jsonl, row 3: half a surrogate pair, which is no text, in 'blue_\\udcff.jpg'",
+        "metadata.jsonl, row 2: half a surrogate pair, which is not text, in 'green_circle.jpg'",
+        "metadata.jsonl, row 3: half a surrogate pair, which is not text, in 'blue_\\udcff.jpg'",
         "metadata.jsonl, row 4: photo 'nul\\x00.jpg': embedded null byte",
         f"metadata.jsonl, row 5: expected JSON, got {'[' * 80!r}",
     ]
@@ -280,9 +280,9 @@ def test_a_thousand_rows_with_every_fault(tmp_path: Path, name: str, caplog: pyt
         ("malformed rows", line(None, "of no image")),
         ("empty captions", line("x.jpg", " ")),
         ("empty captions", line("x.jpg", None)),
-        ("missing photos", line("gone.jpg", "a photo that is gone")),
-        ("missing photos", line("https://example.org/a.jpg", "on the net")),
-        *(("broken photos", line(file, "a broken photo")) for file in [*damaged, "folder.jpg"]),
+        ("missing images", line("gone.jpg", "a photo that is gone")),
+        ("missing images", line("https://example.org/a.jpg", "on the net")),
+        *(("broken images", line(file, "a broken photo")) for file in [*damaged, "folder.jpg"]),
         ("rows of unknown splits", line("000.jpg", "of another split", "odd")),
     ]
     lines, expected = [] if jsonl else [b"image,caption,split"], Counter[str]()
@@ -294,7 +294,7 @@ def test_a_thousand_rows_with_every_fault(tmp_path: Path, name: str, caplog: pyt
             lines.append(content)
             expected[kind] += 1
     # A faulty image counts once, however many rows it has; a faulty split counts once per image.
-    expected["missing photos"], expected["broken photos"], expected["rows of unknown splits"] = 2, 5, 1
+    expected["missing images"], expected["broken images"], expected["rows of unknown splits"] = 2, 5, 1
     (tmp_path / name).write_bytes(b"\n".join(lines))
     dataset = load_captions(tmp_path)
     assert {split: len(rows) for split, rows in dataset.items()} == {"train": 334, "validation": 333, "test": 333}
@@ -305,7 +305,7 @@ def test_a_thousand_rows_with_every_fault(tmp_path: Path, name: str, caplog: pyt
 
 
 @pytest.mark.parametrize("name", ["data.parquet", "data.tar", "data.zip", "empty.tar"])
-def test_damaged_data_files_are_one_sentence(tmp_path: Path, name: str) -> None:
+def test_damaged_data_files_give_one_sentence(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"nonsense" if name != "empty.tar" else bytes(10240))
     with pytest.raises(OSError, match=r"^cannot load '.*' with datasets \(.*\); expected a folder with") as error:
         load_captions(tmp_path)

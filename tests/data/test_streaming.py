@@ -51,11 +51,11 @@ def test_a_stream_without_splits_holds_out_its_first_images(tmp_path: Path, capl
         (name, [text]) for name in names[3:] for text in CAPTIONS[name]
     ]
     reports = [record.getMessage() for record in caplog.records]
-    assert any(report.endswith("photo 'empty.jpg': the caption is empty") for report in reports)
-    assert any("photo 'half.jpg': " in report for report in reports)
+    assert any(report.endswith("image 'empty.jpg': the caption is empty") for report in reports)
+    assert any("image 'half.jpg': " in report for report in reports)
 
 
-def test_a_stream_that_is_none(tmp_path: Path) -> None:
+def test_what_cannot_be_streamed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"cannot stream .*expected a folder with"):
         stream_captions(tmp_path)
     layouts.saved(tmp_path / "saved")

@@ -61,12 +61,12 @@ def test_a_folder_is_loaded_whether_saved_or_with_nothing_but_a_vocabulary(
         assert loaded.model_max_length == 512
 
 
-def test_a_hub_id_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch, tokenizer: BertTokenizer) -> None:
+def test_a_hub_id_is_looked_up_on_the_hub(monkeypatch: pytest.MonkeyPatch, tokenizer: BertTokenizer) -> None:
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", {"bert-base-uncased": tokenizer}.__getitem__)
     assert load_tokenizer() is tokenizer
 
 
-def test_an_unreachable_hub_is_one_sentence_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_gives_one_sentence_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str) -> None:
         raise OSError("We couldn't connect to the Hub.\nCheck your connection.")
 
@@ -86,11 +86,11 @@ def test_a_missing_vocabulary_file_is_named(tmp_path: Path) -> None:
     [
         ("\n".join(token for token in TOKENS if token != "[MASK]"), r"lacks \[MASK\]"),
         ("\n".join(SPECIAL_TOKENS), "only the special tokens"),
-        ("\n".join([*TOKENS, "dog", "end"]), "stands there twice"),
+        ("\n".join([*TOKENS, "dog", "end"]), "occurs in it twice"),
         ("image,caption\na.jpg,a dog", r"lacks \[PAD\], \[UNK\]"),
     ],
 )
-def test_a_file_that_is_no_vocabulary_is_refused(tmp_path: Path, content: str, message: str) -> None:
+def test_a_file_that_is_not_a_vocabulary_is_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "vocab.txt").write_text(content)
     with pytest.raises(ValueError, match=message):
         load_tokenizer(tmp_path / "vocab.txt")
@@ -119,7 +119,7 @@ def test_pruning_keeps_special_tokens_first_and_the_used_tokens_in_order(tokeniz
     assert pruned.model_max_length == 512
 
 
-def test_pruning_does_not_change_the_segmentation_of_the_captions(tokenizer: BertTokenizer) -> None:
+def test_pruning_does_not_change_the_tokenization_of_the_captions(tokenizer: BertTokenizer) -> None:
     pruned = prune_tokenizer(tokenizer, CAPTIONS)
     assert len(pruned) < len(tokenizer)
     for caption in CAPTIONS:

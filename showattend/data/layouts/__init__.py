@@ -48,7 +48,7 @@ def read_source(source: str | Path, names: table.Names, problems: Problems) -> S
         if lists := find_lists(path, names):
             return _read_lists(lists, path, names, problems)
         if not has_data_files(path):
-            raise FileNotFoundError(f"{source} holds no list of captions but {describe(path)}; {EXPECTED}")
+            raise FileNotFoundError(f"{source} holds no list of captions, only {describe(path)}; {EXPECTED}")
     name = str(path if path.is_dir() else source)
     loaded = hub.load(name, names, EXPECTED)
     if loaded.holds_paths:

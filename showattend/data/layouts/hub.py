@@ -66,7 +66,7 @@ def load(source: str, names: tuple[str | None, str | None], expected: str) -> Ta
             images = images.cast_column(columns.image, datasets.Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:
         held = rows.features[columns.image]
-        raise ValueError(f"{source}: the column {columns.image} holds no images but {held}") from error
+        raise ValueError(f"{source}: the column {columns.image} holds {held}, not images") from error
     if columns.image != "image":
         images = images.rename_column(columns.image, "image")
     positions = [(name, row) for name, part in parts.items() for row in range(len(part))]
@@ -130,8 +130,8 @@ def _holds_texts(feature: Any) -> bool:
 def _first_rows(table: Table, digests: Sequence[str]) -> list[int]:
     """For each row, the first row that shows the same image.
 
-    Rows with the same id show the same image, in different splits only if their bytes match as well, because ids may
-    restart in each split. Without ids, rows with the same bytes do.
+    Rows of one split with the same id show the same image. In different splits their bytes must match as well, because
+    ids may restart in each split. Without ids, rows with the same bytes show the same image.
     """
     first: dict[Any, int] = {}
     parent = list(range(len(digests)))

@@ -64,7 +64,7 @@ def find_lists(folder: Path, names: table.Names) -> list[ListFile]:
 def recognise(path: Path, folder: Path, names: table.Names) -> ListFile | None:
     """A file's layout, or None if it lists no captions."""
     label = path.relative_to(folder).as_posix()
-    kind = path.is_file() and (NAMES.get(path.name) or _kind(path, names))  # a pipe's reader would wait for ever
+    kind = path.is_file() and (NAMES.get(path.name) or _kind(path, names))  # a pipe's reader would wait forever
     if not kind:
         return None
     split = SPLIT.search(label.lower())
@@ -123,5 +123,5 @@ def _one_dataset(folder: Path, found: list[ListFile]) -> list[ListFile]:
     datasets = [list(files) for _, files in groupby(sorted(found, key=lambda file: file.dataset), lambda f: f.dataset)]
     if len(datasets) > 1:
         names = ", ".join(files[0].path.name for files in datasets)
-        raise ValueError(f"{folder} holds several lists of captions: name one of them, {names}, after the folder")
+        raise ValueError(f"{folder} holds several lists of captions: {names}; give the path of one of them")
     return datasets[0]

@@ -26,7 +26,7 @@ Names = tuple[str | None, str | None]  # of the image column and the caption col
 
 
 def columns_of(path: Path, names: Names) -> Columns | None:
-    """The columns of a file's header or first object, or None if it is no table of captions."""
+    """The columns of a file's header or first object, or None if it is not a table of captions."""
     try:
         if path.suffix in CSV_SUFFIXES:
             return find_columns(_header(first_line(path)), *names)
