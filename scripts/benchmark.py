@@ -1,8 +1,8 @@
 """Measures the speed of the captioner on this machine's CPU.
 
-`benchmark.py training`, a training step: ours stands beside the textbook loop (`showattend/training/textbook.py`),
+`benchmark.py training`, a training step: ours beside the textbook loop (`showattend/training/textbook.py`),
 which has the same parameters and computes the same loss. The captions are random, of lengths like Flickr8k's, and
-batches hold captions of like length, as in training.
+batches hold captions of similar length, as in training.
 
 `benchmark.py feature-cache IMAGE [IMAGE ...]`, a training step in bfloat16, 8 images with 5 captions each, with cached
 features of the frozen stages, and one that decodes and encodes its images in the same process: what `--feature-cache
@@ -11,7 +11,7 @@ none` costs without workers.
 `benchmark.py captioning IMAGE [IMAGE ...]`, a caption of a trained captioner: beside the textbook loop, and beside the
 encoder's pass alone, the least that a caption of these weights can take. `--onnx FOLDER` adds an exported captioner.
 
-`benchmark.py files FOLDER`, images a second from files on disk, as `showattend caption` captions them.
+`benchmark.py files FOLDER`, images per second from files on disk, as `showattend caption` captions them.
 
 Each cell of `training` and each line of `captioning` and `files` is measured in a process of its own.
 """
@@ -157,7 +157,7 @@ TORCH_VARIANTS = ["textbook", "float32", "bfloat16", "compiled"]
 
 
 def median_seconds(work: Callable[[], object], seconds: float) -> float:
-    """Of as many runs as fit into the time, three at least, after one to warm up."""
+    """The median of as many runs as fit into the time, at least three, after one to warm up."""
     work()
     times: list[float] = []
     while len(times) < 3 or sum(times) < seconds:
@@ -179,7 +179,7 @@ def measure_captioning(
     if variant not in TORCH_VARIANTS:
         captioner = OnnxCaptioner.from_pretrained(str(onnx), precision=variant.removeprefix("ONNX, "))
     if variant == "compiled":
-        # The weights, which will not change any more, become part of the code, laid out as it reads them.
+        # The weights no longer change: they become constants of the code, in the layout that it reads.
         torch._inductor.config.freezing = True
         torch._dynamo.config.recompile_limit = 64  # every cell of the table has shapes of its own
         model.compile()
@@ -217,7 +217,7 @@ def measure_captioning(
 
 
 def measure_files(checkpoint: str, dtype: str, files: list[str], num_beams: int) -> tuple[float, int]:
-    """Images a second from files on disk, as `showattend caption` captions them, and how many could not be read."""
+    """Images per second from files on disk, as `showattend caption` captions them, and how many could not be read."""
     captioner = load(checkpoint, dtype, num_beams=num_beams)
     list(caption_stream(captioner, ((file, file) for file in files[:32])))  # to warm up
     start = time.perf_counter()
@@ -235,7 +235,7 @@ def files_table(checkpoint: str, onnx: str | None, images: list[str], num_beams:
     variants = [("torch", str(checkpoint), dtype) for dtype in ("float32", "bfloat16")]
     variants += [("ONNX", str(onnx), precision) for precision in precisions_in(onnx)]
     lines = [
-        f"| {len(files):,} files, {num_beams} beams, batch 32 | images a second | times the first |",
+        f"| {len(files):,} files, {num_beams} beams, batch 32 | images per second | times the first |",
         "|---|---:|---:|",
     ]
     first = 0.0
@@ -297,15 +297,15 @@ def main() -> None:
         type=whole_number(102),  # [CLS] is number 101
         nargs="+",
         default=[30522, 6644],
-        help="default: 30522 as bert-base-uncased, and 6644 as when pruned to Flickr8k",
+        help="default: 30522 as bert-base-uncased, and 6644, about as many as when pruned to Flickr8k",
     )
     training.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
-    training.add_argument("--steps", type=whole_number(1), default=25, help="timed steps for each cell (default: 25)")
+    training.add_argument("--steps", type=whole_number(1), default=25, help="timed steps per cell (default: 25)")
     feature_cache = modes.add_parser("feature-cache", help="a training step with a feature cache and without")
-    feature_cache.add_argument("--steps", type=whole_number(1), default=12, help="timed steps a cell (default: 12)")
+    feature_cache.add_argument("--steps", type=whole_number(1), default=12, help="timed steps per cell (default: 12)")
     captioning = modes.add_parser("captioning", help="a caption, beside the encoder's pass alone")
     captioning.add_argument("--seconds", type=float, default=5.0, help="for each cell, at least (default: 5)")
-    files = modes.add_parser("files", help="images a second from files on disk, with torch and ONNX Runtime")
+    files = modes.add_parser("files", help="images per second from files on disk, with torch and ONNX Runtime")
     files.add_argument("--num-beams", type=whole_number(1), default=5, help="default: 5")
     for mode in (captioning, files):
         mode.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="folder or Hub id")

@@ -1,4 +1,4 @@
-"""Take the README's screenshots of the browser app: `scripts/screenshot_app.py --word grass`; needs Chromium."""
+"""Take the screenshots of the browser app for docs/app.md: `scripts/screenshot_app.py --word grass`; needs Chromium."""
 
 import argparse
 import io
@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=f"Take screenshots of the browser app: {', '.join(WINDOWS)}.")
     parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="folder or Hub id")
     parser.add_argument("--photo", default="dog", help="an example photo; default: dog")
-    parser.add_argument("--word", required=True, help="of the caption, which the pointer is on")
+    parser.add_argument("--word", required=True, help="a word of the caption, to point at")
     parser.add_argument("--output-dir", type=Path, default=DOCS, help="default: docs")
     parser.add_argument("--port", type=int, default=7860)
     options = parser.parse_args()

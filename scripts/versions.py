@@ -1,7 +1,7 @@
 """The versions that the tests run with: `versions.py oldest`, `versions.py moved`.
 
-oldest: pyproject.toml's lower bounds as constraints for pip: all of them at once, for whoever has old versions.
-moved: which packages of constraints.txt are installed in another version, for the newest releases.
+oldest: all lower bounds of pyproject.toml at once, as constraints for pip.
+moved: the packages of constraints.txt that are installed in another version, when the newest releases fail.
 """
 
 import argparse
@@ -19,7 +19,7 @@ def oldest(pyproject: str) -> list[str]:
 
 
 def moved(constraints: str) -> list[str]:
-    """`name tested -> installed` of every `name==tested` that is installed in no version that is named."""
+    """`name tested -> installed` of every `name==tested` that is installed in none of its tested versions."""
     tested: dict[str, list[str]] = {}
     for name, number in re.findall(r"^([\w-]+)==([^;\s]+)", constraints, flags=re.MULTILINE):
         tested.setdefault(name, []).append(number)
@@ -41,7 +41,7 @@ def main() -> None:
         print("\n".join(oldest((ROOT / "pyproject.toml").read_text())))
         return
     changes = moved((ROOT / "constraints.txt").read_text())
-    names = ", ".join(changes) or "none: the cause is a package that it does not name, or no version at all"
+    names = ", ".join(changes) or "none: the cause is a package that it does not name, or not a version at all"
     print(f"error: the newest releases fail. Against constraints.txt, these moved: {names}.", file=sys.stderr)
 
 

@@ -26,7 +26,7 @@ EXTRAS = {
     "timm": "timm",
 }
 
-TEXTS = ("--commit-message", "--prefix", "--prompt")  # may be empty; a path that is empty would be the current folder
+TEXTS = ("--commit-message", "--prefix", "--prompt")  # may be empty; an empty path would mean the current folder
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -72,7 +72,7 @@ class CommandParser(argparse.ArgumentParser):
 
     @staticmethod
     def hide_progress_bars() -> None:
-        """Those of transformers, which loads weights in an instant."""
+        """Hide those of transformers, which loads weights in an instant."""
         from transformers.utils import logging
 
         logging.disable_progress_bar()
@@ -90,7 +90,7 @@ class CommandParser(argparse.ArgumentParser):
         return re.sub(r"`(\w+)`", flag, message)
 
     def add_checkpoint(self, group: argparse._MutuallyExclusiveGroup | None = None) -> None:
-        """`--checkpoint`, or an alternative in `group`; both may be left out only in a clone."""
+        """Add `--checkpoint`, to a `group` of alternatives if there is one; only in a clone may all be left out."""
         if DEFAULT_CHECKPOINT.is_dir():
             here = DEFAULT_CHECKPOINT.is_relative_to(Path.cwd())
             default = DEFAULT_CHECKPOINT.relative_to(Path.cwd()) if here else DEFAULT_CHECKPOINT
@@ -104,7 +104,7 @@ class CommandParser(argparse.ArgumentParser):
         (group or self).add_argument("--checkpoint", **settings)
 
     def add_dataset(self, split: bool = False) -> None:
-        """`--dataset`, the names of its columns and, if asked for, `--split`."""
+        """Add `--dataset`, the names of its columns and, if asked for, `--split`."""
         self.add_argument("--dataset", required=True, help="folder, file or Hub id; docs/data.md lists the layouts")
         self.add_argument("--image-column", metavar="NAME", help="column of the images, if it has an unusual name")
         self.add_argument("--caption-column", metavar="NAME", help="column of the captions, if it has an unusual name")
@@ -113,14 +113,14 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def add_search(options: argparse._ActionsContainer) -> None:
-    """Options of the search; by default those of the checkpoint's generation config."""
+    """Add the options of the search, whose defaults are in the checkpoint's generation config."""
     options.add_argument("--num-beams", metavar="N", type=whole_number(1), help="1: greedy search")
     options.add_argument("--length-penalty", metavar="X", type=number(-100, 100), help="above 0: longer captions")
-    options.add_argument("--max-length", metavar="N", type=whole_number(2), help="tokens, [CLS] and [SEP] counted")
+    options.add_argument("--max-length", metavar="N", type=whole_number(2), help="tokens, including [CLS] and [SEP]")
 
 
 def add_inference(options: argparse._ActionsContainer) -> None:
-    """How captions are computed."""
+    """Add the options of how captions are computed."""
     options.add_argument(
         "--batch-size", metavar="N", type=whole_number(1), default=32, help="default: %(default)s images"
     )
@@ -129,7 +129,7 @@ def add_inference(options: argparse._ActionsContainer) -> None:
         choices=["auto", "float32", "bfloat16", "float16", "int8"],
         default="auto",
         help="auto, the default: bfloat16 on GPUs that have it, float16 on older ones, float32 on CPUs; of an exported "
-        "captioner, int8 if it has it",
+        "captioner, the fastest precision that it has",
     )
 
 

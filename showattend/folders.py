@@ -58,7 +58,7 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def recover(folder: Path) -> bool:
-    """Finish what a kill interrupted in [`replacing`], and say whether there is a complete `folder`."""
+    """Finish what a kill interrupted in [`replacing`], and return whether there is a complete `folder`."""
     state = PartialState()
     previous = folder.with_name(folder.name + ".old")
     if state.is_main_process and not folder.exists() and previous.exists():

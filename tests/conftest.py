@@ -34,7 +34,7 @@ from modeling_showattend import (  # noqa: E402
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("slow") and not os.environ.get("FLICKR8K"):
-        pytest.skip("needs the real data set: set FLICKR8K to its folder")
+        pytest.skip("needs the real dataset: set FLICKR8K to its folder")
 
 
 WORDS = ["a", "dog", "cat", "bird", "runs", "sits", "flies", "through", "on", "over", "the", "grass", "red", "ball"]

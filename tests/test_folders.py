@@ -32,7 +32,7 @@ def test_failures_leave_the_old_version(
 
 
 @pytest.mark.parametrize("name", ["x", "x.new", "x.old"])
-def test_what_is_no_captioner_is_not_replaced(tmp_path: Path, name: str) -> None:
+def test_what_is_not_a_captioner_is_not_replaced(tmp_path: Path, name: str) -> None:
     check_replaceable(tmp_path / "x")
     folder = tmp_path / name
     folder.mkdir()

@@ -23,7 +23,7 @@ export function drawLight(canvas, grid, rows, columns) {
 
 /**
  * How bright the light is on SIDE x SIDE points: the attention beyond what every cell got, from 0 where the network
- * looked least to 1 where it looked most; less where it looked everywhere nearly alike.
+ * looked least to 1 where it looked most; dimmer if the attention is spread almost evenly.
  */
 function lightOf(grid, rows, columns) {
   const least = Math.min(...grid);

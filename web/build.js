@@ -27,7 +27,7 @@ try {
 }
 const held = Object.keys(settings.files ?? {});
 const precision = wanted ?? ["int8", "float16", "float32"].find((smallest) => held.includes(smallest));
-if (!held.includes(precision)) fail(`${folder} does not hold the precision ${precision} but ${held.join(", ")}`);
+if (!held.includes(precision)) fail(`${folder} holds ${held.join(", ")}, not the precision ${precision}`);
 settings.files = { [precision]: settings.files[precision] };
 
 try {

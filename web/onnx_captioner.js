@@ -28,12 +28,12 @@ export class OnnxCaptioner {
     }
     const { resample } = settings.preprocessing;
     if (!(resample in FILTERS)) {
-      throw new Error(`This page resizes photos ${Object.keys(FILTERS).join(" or ")}; the model wants ${resample}.`);
+      throw new Error(`This page can resize photos by ${Object.keys(FILTERS).join(" or ")}; the model needs ${resample}.`);
     }
     const urls = [RUNTIME, `${folder}${names.encoder}`, `${folder}${names.decoder}`];
     const [runtime, ...graphs] = await download(urls, (loaded) => onProgress(loaded, settings.bytes));
     ort.env.wasm.wasmBinary = runtime;
-    ort.env.wasm.numThreads = 1; // more need headers that static servers do not send
+    ort.env.wasm.numThreads = 1; // more threads need headers that static servers do not send
     const sessions = [];
     for (const graph of graphs) {
       try {

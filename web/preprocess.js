@@ -25,7 +25,7 @@ export async function preprocess(file, settings) {
   try {
     bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" });
   } catch {
-    throw new Error(`${file.name || "The file"} is no photo that this browser can read, or it is damaged.`);
+    throw new Error(`${file.name || "The file"} is not a photo that this browser can read, or it is damaged.`);
   }
   try {
     const filter = FILTERS[settings.resample];

@@ -47,8 +47,8 @@ def lights(attended: AttendedCaption, width: int, height: int) -> np.ndarray:
     """The brightness of each word's panel at each pixel of the image resized to `width` x `height`.
 
     The brightness is the attention minus its minimum over the grid, scaled to 1 at the maximum. If the maximum and the
-    minimum of a word differ by less than the mean weight, the whole panel is darker in proportion: a word that looked
-    everywhere alike stays dark.
+    minimum of a word differ by less than the mean weight, the whole panel is darker in proportion: a word whose
+    attention is spread evenly stays dark.
 
     Returns:
         float32 (words, height, width), from 0 to 1.

@@ -37,7 +37,7 @@ def frequent_nouns() -> frozenset[str]:
     """Nouns for what can be seen, out of the 1,000 most frequent words of Flickr8k's training captions.
 
     They were picked by hand, without words that are as often verbs or adjectives (run, orange) and without nouns that
-    name no thing in the image (front, side, trick). The 416 nouns are a quarter of all words of the training captions.
+    name nothing visible (front, side, trick). The 416 nouns are a quarter of all words of the training captions.
     """
     return frozenset((files("showattend.attention") / "nouns.txt").read_text().split())
 
@@ -132,7 +132,7 @@ def measure_occlusion(
         measured.positions = features.shape[1]
         for number in num_cells:
             if not 0 < number < measured.positions:
-                raise ValueError(f"`num_cells` {number} must lie between 1 and {measured.positions - 1}.")
+                raise ValueError(f"`num_cells` {number} must be between 1 and {measured.positions - 1}.")
         sequences = model.generate(encoder_outputs=(features,), **generation)  # (images, tokens)
         log_probabilities, words_of_images = _read(model, processor, features, sequences)
 
@@ -147,7 +147,7 @@ def measure_occlusion(
             owners = torch.tensor([row.image for row in part])
             mask = torch.zeros(len(part), measured.positions, dtype=torch.bool)
             for number, row in enumerate(part):
-                mask[number, row.cells.copy()] = True  # torch takes no reversed array
+                mask[number, row.cells.copy()] = True  # torch does not take a reversed array
             if cover_pixels:
                 cells = mask.unflatten(1, model.encoder.grid_shape(*pixel_values.shape[2:]))
                 occluded = model.encoder(pixel_values=_greyed(pixel_values[owners], cells))[0]

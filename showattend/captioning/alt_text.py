@@ -22,7 +22,7 @@ class ImageTag:
     """An `<img>` without an `alt`."""
 
     line: int
-    position: int  # in the page's text, right behind "<img"
+    position: int  # in the page's text, right after "<img"
     src: str
     base: str  # the page's <base href>, or ""
 
@@ -72,7 +72,7 @@ class Page:
             raise OSError(f"cannot read {self.path}: {error.strerror}") from error
 
     def source(self, tag: ImageTag, root: str) -> str | IO[bytes]:
-        """What an image shows: a path, a URL, or a file in memory if it was a data: URI; ValueError if it is nothing.
+        """What an image shows: a path, a URL, or a file in memory for a data: URI; ValueError if there is none.
 
         Args:
             root: The folder of the site, which a `src` that begins with `/` starts from.
@@ -95,7 +95,7 @@ class Page:
         if parts.scheme == "file":
             return url2pathname(parts.path)
         if parts.scheme:
-            raise ValueError(f"cannot read {src}: no file and no http(s) URL")
+            raise ValueError(f"cannot read {src}: neither a file nor an http(s) URL")
         path = unquote(parts.path, errors="surrogateescape")
         folder = Path(root) if path.startswith("/") else Path(self.path).parent
         return str(folder / path.lstrip("/"))

@@ -59,7 +59,7 @@ def caption_images(
                 keep(name, outcome)
             bar.update(number - bar.n)
     if skipped:
-        logger.info("%d of the photos had their captions already", skipped)
+        logger.info("%d of the photos already had captions", skipped)
 
 
 def print_captions(names: list[str]) -> Keep:

@@ -209,7 +209,7 @@ def _connect(address: str | None, cores: int) -> None:
     context.enable_progress_bars = sys.stderr.isatty()
     context.target_max_block_size = BLOCK
     for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is raised
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # failures are raised
     if address and re.fullmatch(r"[\w.-]+:\d+", address):  # Ray itself tries for ten minutes
         host, _, port = address.rpartition(":")
         try:

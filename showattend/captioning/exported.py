@@ -41,7 +41,7 @@ class ExportedCaptioner:
             try:
                 self.captioner = OnnxCaptioner.from_pretrained(folder, fastest, threads)
                 break
-            except ValueError:  # it does not hold this one
+            except ValueError:  # the folder lacks this precision
                 if fastest == PRECISIONS[-1] or precision is not None:
                     raise
         token_ids = _token_ids(prefix, self.captioner.settings) if prefix else []

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
-# Suffixes of data, documents and films, which Pillow registers although it cannot read them by itself.
+# Formats of data, documents and videos, which Pillow registers although it cannot read them by itself.
 NOT_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 
 
@@ -34,7 +34,7 @@ def list_files(names: Iterable[str], suffixes: Collection[str], report: Callable
 
     A folder stands for the files in it and below that end in one of `suffixes` (in lower case), sorted by name, without
     hidden ones and without what lies behind links to other folders. A pattern (`*`, `?`, `[...]`) stands for the names
-    that match it, as in a shell; one with `**`, which reaches into all folders, for the files alone that end in one of
+    that match it, as in a shell; one with `**`, which searches all folders below, only for files that end in one of
     `suffixes`. Any other name stands for itself, whether there is such a file or not. `report` is called for a folder
     that has no such file or cannot be read, and for a pattern without a match.
     """

@@ -15,12 +15,12 @@ def load(
     threads: int | None = None,
     **generation: Any,
 ) -> Captioner:
-    """Load a captioner and check its settings. torch is imported only for a checkpoint of torch.
+    """Load a captioner and check its settings. torch is imported only for a torch checkpoint.
 
     Args:
         checkpoint: A folder that `showattend export-onnx` wrote, or a captioner's folder or Hub id.
         dtype: float32, bfloat16, float16 or int8. auto: bfloat16 or float16 on GPUs, float32 on CPUs; of an exported
-            captioner the fastest precision that it holds.
+            captioner, the fastest precision that it holds.
         prefix: How every caption begins.
         sample: Draw the captions instead of searching for the best ones.
         threads: By default one per core.
@@ -33,7 +33,7 @@ def load(
     if is_exported(checkpoint):
         if sample:
             raise ValueError(
-                "An exported captioner cannot `sample` captions, it searches for them: use its checkpoint."
+                "An exported captioner only searches for captions and cannot `sample` them: use its checkpoint."
             )
         precision = None if dtype == "auto" else dtype
         return ExportedCaptioner(checkpoint, precision, prefix, threads, num_captions=num_captions, **generation)

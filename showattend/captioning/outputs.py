@@ -113,7 +113,7 @@ def _images(path: Path, num_captions: int) -> Iterator[tuple[list[Row], int]]:
             if row["path"] != rows[0]["path"]:
                 raise ValueError(
                     f"{path}, row {number}: not every image has {num_captions} captions; "
-                    "resume with the number that the file was begun with."
+                    "resume with the number that the file was started with."
                 )
         if row is None or len(rows) == num_captions:
             yield rows, end

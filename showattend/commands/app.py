@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, which only this machine reaches")
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, and the uploads are deleted
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as Ctrl-C does, which deletes the uploads
     with suppress(KeyboardInterrupt), parser.reporting(2):
         parser.hide_progress_bars()
         from showattend.app.server import serving
@@ -26,6 +26,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model, processor = load_captioner(options.checkpoint)
         examples = sorted(EXAMPLES.glob("*.*"))
         with serving(model, processor, examples, options.host, options.port) as url:
-            print(f"Open {url} in a browser; Ctrl-C ends it.", flush=True)
+            print(f"Open {url} in a browser; Ctrl-C stops it.", flush=True)
             threading.Event().wait()
     return 0

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ValueError:
             parser.error(f"{' '.join(options.ends)}: after each captioner comes its share, a number from 0 to 1.")
         if len(shares) < len(options.ends) / 2:
-            parser.error(f"{' '.join(options.ends)}: a captioner is named twice; add its shares.")
+            parser.error(f"{' '.join(options.ends)}: a captioner is named twice: add up its shares.")
         average_checkpoints(options.start, shares, options.output_dir)
     parts = ", ".join(f"{share:.0%} of {end}" for end, share in shares.items())
     print(f"{options.output_dir}: {options.start}, with {parts}")

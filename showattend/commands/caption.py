@@ -14,10 +14,10 @@ from showattend.command_line import CommandParser, add_inference, add_search, gi
 INTERRUPTED = 130  # as the shell says of a program that Ctrl-C ended
 
 EPILOG = """\
-A folder stands for all photos in it and below, hidden ones left out; - for names on standard input, one per line or, as
-find -print0 writes them, each ended by a NUL. One photo prints its caption, several print a line with path, tab and
-caption each. The checkpoint's generation config has the defaults of the generation options.
---checkpoint FOLDER with a folder of export-onnx needs no torch and is several times as fast on a CPU.
+A folder stands for all photos in it and below, except hidden ones; - for names on standard input, one per line or, as
+find -print0 writes them, each ended by a NUL. For one photo, its caption is printed; for several, a line with path, tab
+and caption each. The checkpoint's generation config has the defaults of the generation options.
+With a folder that export-onnx wrote, --checkpoint FOLDER needs no torch and is several times as fast on a CPU.
 The exit code is 1 if a photo failed, 2 if an argument or the checkpoint is wrong, 130 after Ctrl-C.
 """
 
@@ -45,8 +45,12 @@ def parse_options(parser: CommandParser, arguments: Sequence[str] | None) -> arg
     which.add_argument("--prefix", help='how every caption begins: "a photo of"')
     which.add_argument("--num-captions", metavar="N", type=whole_number(1), default=1, help="per photo, best first")
     which.add_argument("--sample", action="store_true", help="draw the captions at random")
-    which.add_argument("--temperature", metavar="X", type=number(1e-3), help="of --sample; below 1: likelier captions")
-    which.add_argument("--top-p", metavar="X", type=number(1e-3, 1), help="of --sample: from this probability mass")
+    which.add_argument(
+        "--temperature", metavar="X", type=number(1e-3), help="with --sample; below 1: likelier captions"
+    )
+    which.add_argument(
+        "--top-p", metavar="X", type=number(1e-3, 1), help="with --sample: probability mass of the tokens to draw from"
+    )
 
     how = parser.add_argument_group("how they are computed")
     add_inference(how)
@@ -132,14 +136,14 @@ def silence_transformers() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    hub_logging.set_verbosity_error()  # of each attempt to reach the Hub
+    hub_logging.set_verbosity_error()  # else it warns of each attempt to reach the Hub
 
 
 def run(work: Callable[[], None], options: argparse.Namespace, failed: Any) -> int:
     """0; 1 if an image failed or the captions could not be written; 141, as after SIGPIPE, if nobody reads them."""
     from showattend.captioning.console import console, logger
 
-    warnings.filterwarnings("ignore", module="PIL")  # of large photos, which are read, and of odd metadata
+    warnings.filterwarnings("ignore", module="PIL")  # about large photos, which are read all the same, and odd metadata
     with console():
         try:
             work()
@@ -147,7 +151,7 @@ def run(work: Callable[[], None], options: argparse.Namespace, failed: Any) -> i
             return 141
         except MemoryError:
             logger.error(
-                "the memory does not hold %d photos at a time: lower --batch-size or --num-beams", options.batch_size
+                "not enough memory for %d photos at a time: lower --batch-size or --num-beams", options.batch_size
             )
             return 1
         except OSError as error:

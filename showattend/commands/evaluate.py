@@ -15,7 +15,7 @@ def json_object(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict):
-        raise ArgumentTypeError(f"""{text!r} is no JSON object such as '{{"no_repeat_ngram_size": 3}}'""")
+        raise ArgumentTypeError(f"""{text!r} is not a JSON object such as '{{"no_repeat_ngram_size": 3}}'""")
     return settings
 
 
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     how.add_argument(
         "--generation", metavar="JSON", type=json_object, help="more settings: '{\"no_repeat_ngram_size\": 3}'"
     )
-    how.add_argument("--model-card", type=Path, help="a README.md to write the figures into; made if absent")
+    how.add_argument("--model-card", type=Path, help="a README.md to write the figures into; created if absent")
     options = parser.parse_args(arguments)
     search = given(options, "num_beams", "length_penalty", "max_length")
     generation = options.generation or {}

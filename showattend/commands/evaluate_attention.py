@@ -20,7 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--num-cells", metavar="K", type=whole_number(1), nargs="+", default=[5, 10, 20], help="default: 5 10 20"
     )
     parser.add_argument(
-        "--cover-pixels", action="store_true", help="grey out pixels; default: replace features by their mean; slower"
+        "--cover-pixels",
+        action="store_true",
+        help="grey out pixels, which is slower; default: replace features by their mean",
     )
     parser.add_argument("--batch-size", metavar="N", type=whole_number(1), default=32)
     add_search(parser)

@@ -15,8 +15,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "output_dir",
         metavar="OUT",
         nargs="?",
-        help="folder to write, where an earlier export is replaced; default: CHECKPOINT/onnx, which push-to-hub takes "
-        "along and the web page is built from",
+        help="folder to write, where an earlier export is replaced; default: CHECKPOINT/onnx, which push-to-hub "
+        "uploads and from which the web page is built",
     )
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--calibration", metavar="FOLDER", help="photos to calibrate int8 on, such as training photos")

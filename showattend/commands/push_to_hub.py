@@ -11,9 +11,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "Upload a captioner to the Hub in one commit: weights, settings, tokenizer, code and model card.",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="the captioner's folder")
-    parser.add_argument("repo_id", metavar="REPO_ID", help="user/name on the Hub; made if absent")
+    parser.add_argument("repo_id", metavar="REPO_ID", help="user/name on the Hub; created if absent")
     parser.add_argument("--private", action="store_true", help="hide a new repository from others")
-    parser.add_argument("--revision", metavar="BRANCH", help="upload to this branch; made if absent (default: main)")
+    parser.add_argument("--revision", metavar="BRANCH", help="upload to this branch; created if absent (default: main)")
     parser.add_argument("--commit-message", default="Upload captioner", metavar="TEXT")
     parser.add_argument("--dry-run", action="store_true", help="list what would be uploaded, and upload nothing")
     options = parser.parse_args(arguments)

@@ -13,7 +13,7 @@ PRESETS = Path(training.__file__).parent / "presets"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("accelerate").setLevel(logging.WARNING)  # it names every file of every checkpoint
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # it logs every file of every checkpoint
     with CommandParser("train", "Train a captioner.").reporting(2):
         from showattend.training.settings import parse_settings, settings_parser
 

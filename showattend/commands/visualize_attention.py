@@ -14,7 +14,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="PNG and SVG: the image, then a panel per word. GIF: a frame per word, marked in the caption below.",
     )
     parser.add_argument("image", metavar="IMAGE", help="file or URL")
-    parser.add_argument("--output", type=Path, help="ends in .png, .svg or .gif; default: IMAGE-attention.png, here")
+    parser.add_argument(
+        "--output", type=Path, help="FIGURE.png, .svg or .gif; default: IMAGE-attention.png in the current folder"
+    )
     parser.add_checkpoint()
     parser.add_argument(
         "--num-beams", metavar="N", type=whole_number(1), help="1: greedy search; default: the checkpoint's"

@@ -114,7 +114,9 @@ def evaluate_checkpoint(
     # Record the checkpoint's defaults: the figures must state how the captions were decoded.
     settings = generation_config(model.generation_config, **generation)
     if (settings.num_return_sequences or 1) > 1 or settings.return_dict_in_generate:
-        raise ValueError("One caption per image is scored: no `num_return_sequences`, no `return_dict_in_generate`.")
+        raise ValueError(
+            "One caption per image is scored: leave `num_return_sequences` and `return_dict_in_generate` out."
+        )
     names = ("num_beams", "length_penalty", "no_repeat_ngram_size", *generation)
     generation = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
     with accelerator.main_process_first():

@@ -15,6 +15,7 @@ def exported_files(checkpoint: str | Path) -> list[Path]:
     """The files of a captioner's export, or none if it has no export.
 
     Raises:
+        OSError: If its settings cannot be read.
         ValueError: If it lacks a file, or was exported from other weights than those in the folder.
     """
     folder = Path(checkpoint) / EXPORT_FOLDER

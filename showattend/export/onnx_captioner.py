@@ -129,13 +129,13 @@ class OnnxCaptioner:
             files = settings["files"]
         except (FileNotFoundError, NotADirectoryError) as error:
             raise FileNotFoundError(
-                f"{folder} has no {SETTINGS_FILE}, so it is no exported captioner: `showattend export-onnx` makes one."
+                f"{folder} has no {SETTINGS_FILE}, so it is not an exported captioner: run `showattend export-onnx`."
             ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise OSError(f"{folder / SETTINGS_FILE} does not hold the settings of an exported captioner.") from error
         precision = next(iter(files), None) if precision is None else precision
         if precision not in files:
-            raise ValueError(f"{folder} does not hold the precision {precision!r} but {', '.join(files)}.")
+            raise ValueError(f"{folder} holds {', '.join(files)}, not the precision {precision!r}.")
         options = SessionOptions()
         options.intra_op_num_threads = threads or 0
         # Encoder and decoder take turns: idle threads of one would spin on the cores that the other needs.

@@ -8,7 +8,7 @@ Two graphs make a caption. The encoder runs once per image, the decoder once per
              -> logits (images, captions, vocab_size), next_h, next_c, attention (images, captions, positions)
 
 `h` and `c` are the LSTM's state: (images, 1, decoder_dim) from the encoder, (images, captions, decoder_dim) from the
-decoder. `values` are the grid's features, projected to what the decoder makes of them. The captions of an image, the
+decoder. `values` are the grid's features, already projected by the decoder. The captions of an image, which are the
 beams of a search, share them. Inputs and outputs are float32 in every precision.
 """
 
@@ -113,7 +113,7 @@ def export_onnx(
             than rounding explains; then nothing is written.
     """
     if unknown := [precision for precision in precisions if precision not in PRECISIONS]:
-        raise ValueError(f"The export does not support the precision {unknown[0]!r} but {', '.join(PRECISIONS)}.")
+        raise ValueError(f"The export supports the precisions {', '.join(PRECISIONS)}, not {unknown[0]!r}.")
     if "int8" in precisions and calibration is None:
         raise ValueError(
             "int8 needs a folder of photos to calibrate on: name one with `calibration`, or leave int8 out."
@@ -245,7 +245,7 @@ def _to_onnx(
     """Trace a module in eval mode; `inputs` are examples and their dynamic dimensions."""
     examples, dynamic_shapes = zip(*inputs.values(), strict=True)
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # torch 2.8 prints what it rewrote
-        warnings.simplefilter("ignore")  # of torch to itself
+        warnings.simplefilter("ignore")  # which torch addresses to itself
         try:
             program = torch.onnx.export(
                 module.eval(),
@@ -292,7 +292,7 @@ def _with_half_weights(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class _OneImage(CalibrationDataReader):
-    """What ONNX Runtime wants to run before it takes the ranges that it is given."""
+    """The input that ONNX Runtime asks for although all ranges are given."""
 
     def __init__(self, images: Floats) -> None:
         self.inputs = iter([{"pixel_values": images[:1]}])

@@ -82,7 +82,7 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     except DAMAGED as error:
         raise ValueError(f"{path} is truncated, damaged or not a file of torch.save: {expected}") from error
     if not isinstance(state, Mapping):
-        raise ValueError(f"{path} holds a {type(state).__name__} and no state dict: {expected}")
+        raise ValueError(f"{path} holds a {type(state).__name__}, not a state dict: {expected}")
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise ValueError(
@@ -102,7 +102,7 @@ def sizes_of(state: Mapping[str, torch.Tensor]) -> dict[str, str | int]:
         "decoder_dim": ("decoder.attention.W.weight", 1),
     }
     if missing := sorted({key for key, _ in shown_by.values() if key not in state or state[key].ndim != 2}):
-        raise ValueError(f"it has no matrix {' and no '.join(missing)}, and so is no state dict of the whole network")
+        raise ValueError(f"it has no matrix {' and no '.join(missing)}, so it is not the whole network's state dict")
     sizes: dict[str, str | int] = {name: state[key].shape[axis] for name, (key, axis) in shown_by.items()}
 
     def differing_keys(encoder_name: str) -> int:

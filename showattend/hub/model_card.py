@@ -30,7 +30,7 @@ STATISTIC_NAMES = {
     "dangling": "break off, %",
     "unreferenced": "content words in no reference, %",
 }
-# The tables stand between these lines, which Markdown does not show.
+# The tables are between these lines, which Markdown does not show.
 BEGIN, END = "<!-- figures: written from measured results, not by hand -->", "<!-- end of figures -->"
 BEGIN_STATISTICS, END_STATISTICS = BEGIN.replace("figures", "statistics"), END.replace("figures", "statistics")
 
@@ -93,7 +93,7 @@ def _between(text: str, begin: str, end: str, content: str) -> str:
 def results_table(results: Sequence[EvalResult]) -> str:
     """A Markdown table with a row for each split and decoding, and a column for each metric.
 
-    After ± stands half the width of the 95 % interval; results of older cards may have none.
+    The number after ± is half the width of the 95 % interval; results of older cards may have none.
     """
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for result in results:
@@ -128,7 +128,7 @@ def _table(names: list[str], numbers: list[str], cells: list[list[str]]) -> str:
 def add_evaluation(path: str | Path, figures: dict[str, Any]) -> None:
     """Write what [`evaluate_checkpoint`] returned into a card, in place of results of the same split and decoding.
 
-    The card is made if absent; ValueError if it would be that of another architecture's checkpoint.
+    The card is created if absent; ValueError if it would be that of another architecture's checkpoint.
     """
     path = Path(path)
     if not path.exists():

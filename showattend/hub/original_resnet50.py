@@ -31,7 +31,7 @@ def download(folder: Path) -> Path:
         raise OSError(f"npm could not fetch {PACKAGE}.") from error
     tarball = next(folder.glob("*.tgz"))
     if hashlib.sha256(tarball.read_bytes()).hexdigest() != SHA256:
-        raise OSError(f"{PACKAGE} is not the package that this script was written for: its hash differs.")
+        raise OSError(f"{PACKAGE} is not the package that this command was written for: its hash differs.")
     with tarfile.open(tarball) as archive:
         for member in archive:
             if member.name.startswith("package/ResNet50/") and (file := archive.extractfile(member)):

@@ -25,6 +25,7 @@ def pack_checkpoint(checkpoint: str | Path, output_dir: str | Path, **generation
 
     Raises:
         ValueError: If a generation setting is unknown, or a weight is outside float16's range.
+        OSError: If the folder cannot be written, or would be larger than `MAX_BYTES`.
     """
     output_dir = Path(output_dir).absolute()
     check_replaceable(output_dir)

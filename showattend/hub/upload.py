@@ -80,7 +80,7 @@ def share(
 
     Args:
         files: What [`files_to_share`] gives.
-        repo_id: `user/name`, or a name in the user's own account; made if absent, as is the branch `revision`.
+        repo_id: `user/name`, or a name in the user's own account; created if absent, as is the branch `revision`.
         private: Whether a new repository is private; ValueError if it exists and is public.
 
     Returns:
@@ -99,7 +99,7 @@ def share(
         repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
         if private and not api.model_info(repo_id).private:
             raise ValueError(
-                f"{repo_id} exists and is public: do without private, or make it private on the Hub first."
+                f"{repo_id} exists and is public: leave `private` out, or make it private on the Hub first."
             )
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)

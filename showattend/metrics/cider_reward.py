@@ -29,11 +29,11 @@ class CiderDReward:
     """CIDEr-D (Vedantam et al., 2015, https://arxiv.org/abs/1411.5726, section 7) of captions sampled in training.
 
     The n-grams of the references are counted once; a reward then costs only the caption's own n-grams. Captions are
-    tokenised in Python (`ptb.tokenize_in_python`), so the training loop needs no Java. Scores are on pycocoevalcap's
+    tokenized in Python (`ptb.tokenize_in_python`), so the training loop needs no Java. Scores are on pycocoevalcap's
     scale, where a caption equal to all its references scores 10; without `end_token` they equal those of its
     `CiderScorer` over the same images.
 
-    Over the 6000 training images of Flickr8k it takes 5 s to build and 230 MB; 320 rewards then take 25 ms on one core.
+    Built over the 6000 training images of Flickr8k, in 5 s, it takes 230 MB; 320 rewards then take 25 ms on one core.
 
     Args:
         references: image id -> its captions, for all training images, over which document frequencies are counted.

@@ -31,7 +31,7 @@ class ExactMeteor:
         }
 
     def score(self, image_ids: Sequence[str], captions: Sequence[str]) -> NDArray[np.float32]:
-        """Each caption's best score over its image's references: float32 (B,), from 0 to 1."""
+        """Each caption's best score over its image's references: float32 (captions,), from 0 to 1."""
         pairs = zip(image_ids, tokenize_in_python(captions), strict=True)
         return np.array(
             [max(_score(caption.split(), own) for own in self._references[image_id]) for image_id, caption in pairs],

@@ -1,10 +1,10 @@
-"""Penn Treebank tokenisation of captions as pycocoevalcap does it: by Stanford's tokenizer in Java, or in Python.
+"""Penn Treebank tokenization of captions as pycocoevalcap does it: by Stanford's tokenizer in Java, or in Python.
 
 `tokenize_in_python` imitates `tokenize` without Java. On the 35,000 captions of Flickr8k the two agree; they differ on
 3 if the captions are lower-cased first (`u.`, where Java keeps the full stop), on 2 if spaces before punctuation are
 removed (`slip'n' slide`), and on 5 after both. BLEU, ROUGE-L and CIDEr of each 5th caption against the first 4, over
-the 1000 development images, were the same to the last digit in all four cases. Not imitated is what captions rarely
-contain: web addresses, mark-up, `'tis`, currency signs (Java writes # for the pound).
+the 1000 development images, were the same to the last digit in all four cases. What captions rarely contain is not
+imitated: web addresses, mark-up, `'tis`, currency signs (Java writes # for the pound).
 """
 
 import functools
@@ -23,7 +23,7 @@ logger = logging.get_logger(__name__)
 PUNCTUATION = frozenset(
     ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
 )
-JAVA_TIMEOUT = 600.0  # seconds after which a Java process counts as hung; tokenising 35,000 captions takes one second
+JAVA_TIMEOUT = 600.0  # seconds after which a Java process counts as hung; tokenizing 35,000 captions takes one second
 
 _TYPOGRAPHY = str.maketrans('‘’"“”–—…', "''      ")  # noqa: RUF001 - quotation marks and dashes are punctuation
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}

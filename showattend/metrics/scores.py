@@ -140,7 +140,7 @@ def _bleu_score(sums: Array, n: int) -> Array:
 
 
 def _meteor(java: list[str], references: list[list[str]], captions: list[str]) -> Metric:
-    """METEOR by the same jar and protocol as pycocoevalcap's wrapper, which can wait for ever on a dead process."""
+    """METEOR by the same jar and protocol as pycocoevalcap's wrapper, which can wait forever on a dead process."""
     jar = pycocoevalcap_folder() / "meteor" / "meteor-1.5.jar"
     command = [*java, "-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
     with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, encoding="utf-8") as process:

@@ -17,10 +17,10 @@ NEW_LAYERS = ("hidden_states_norms.",)
 
 
 def load_backbone(source: str) -> tuple[PreTrainedModel, ShowAttendImageProcessor]:
-    """Load a pretrained vision model, and what makes its `pixel_values`.
+    """Load a pretrained vision model and an image processor for it.
 
     Args:
-        source: A Hub id or folder: of a model of transformers with its image processor, or of timm. Of a model of
+        source: The Hub id or folder of a transformers model with its image processor, or of a timm model. Of a model of
             images and texts, such as CLIP, the vision model is taken.
 
     Returns:
@@ -31,7 +31,7 @@ def load_backbone(source: str) -> tuple[PreTrainedModel, ShowAttendImageProcesso
     Raises:
         OSError: If there is none, or it is damaged.
         ValueError: If it has no feature maps.
-        ImportError: If it is timm's, which is not installed.
+        ImportError: If it is a timm model and timm is not installed.
     """
     if source.count("/") > 1 and not Path(source).is_dir():
         raise FileNotFoundError(f"There is no folder {source} for `encoder`.")

@@ -15,10 +15,10 @@ from modeling_showattend.image_processing_showattend import load_image
 
 
 def write_log(output: Path, figures: dict[str, Any], captions: dict[str, str], images: Dataset) -> None:
-    """A line of figures, the curves so far, and a few captions beside their images."""
+    """Write a line of figures, the curves so far, and a few captions beside their images."""
     log = output / "log.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    lines = [line for line in lines if line["epoch"] < figures["epoch"]] + [figures]  # a repeated epoch stands once
+    lines = [line for line in lines if line["epoch"] < figures["epoch"]] + [figures]  # a repeated epoch is logged once
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     plot_curves(lines, output / "curves.png")
     (output / "samples").mkdir(exist_ok=True)

@@ -80,8 +80,8 @@ def check_metric(name: str) -> None:
     """Score a caption as a test: METEOR and SPICE need programs that may be missing."""
     if name in ("meteor", "spice") and name not in score_captions({"": "a dog"}, {"": ["a dog"]}):
         raise ValueError(
-            f"`metric_for_best_model` {name} cannot be measured on this machine: it needs Java (SPICE more, see "
-            "metrics)."
+            f"`metric_for_best_model` {name} cannot be measured on this machine: it needs Java (and SPICE its "
+            "models: see showattend/metrics/scores.py)."
         )
 
 

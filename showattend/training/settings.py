@@ -49,10 +49,10 @@ class TrainingSettings:
     prune_tokenizer: bool = _setting(False, "Keep only the tokens that the training captions use.")
     keep_final_stop: bool = _setting(True, "Keep the full stop that ends a caption.")
     generated_captions: int = _setting(
-        0, "Train on this many captions that --init-from generates per image as well, those closest to the image's own."
+        0, "Also train on this many captions per image that --init-from generates: those closest to the image's own."
     )
-    max_length: int = _setting(30, "Tokens of a caption, [CLS] and [SEP] counted; longer ones are cut.")
-    flip: bool = _setting(False, "Show each image mirrored half the time.")
+    max_length: int = _setting(30, "Tokens of a caption, including [CLS] and [SEP]; longer captions are cut.")
+    flip: bool = _setting(False, "Mirror each image half the time.")
     min_crop: float = _setting(
         1.0, "Least share of a side in random crops of the frozen stages' maps (or of images, without a cache)."
     )
@@ -73,7 +73,7 @@ class TrainingSettings:
     )
     encoder_name: str = _setting("resnet50", "torchvision ResNet: resnet18, 34, 50, 101 or 152.")
     encoder_weights: str = _setting("IMAGENET1K_V1", "Name of torchvision weights, or a file with a state dict.")
-    stride_in_1x1: bool = _setting(False, "The weights are of the original ResNet, which strides in the 1x1.")
+    stride_in_1x1: bool = _setting(False, "The weights are of the original ResNet, which strides in the first 1x1.")
     finetune_last_stages: int = _setting(0, "Train this many of the encoder's last stages.")
     freeze_epochs: int = _setting(0, "Freeze those stages for this many epochs.")
     embed_size: int = _setting(300, "Length of a token's embedding.")
@@ -81,12 +81,12 @@ class TrainingSettings:
     decoder_dim: int = _setting(512, "Units of the LSTM.")
     dropout: float = _setting(0.5, "Dropout before the output layer.")
     feature_dropout: float = _setting(0.0, "Dropout of the channels of an image's grid.")
-    word_dropout: float = _setting(0.0, "Share of the decoder's input tokens that are blanked.")
+    word_dropout: float = _setting(0.0, "Share of the decoder's input tokens whose embeddings are zeroed.")
     context_gate: bool = _setting(False, "Gate the context vector (section 4.2.1 of the paper).")
-    deep_output: bool = _setting(False, "Predict from state, context and last word (equation 7 of the paper).")
+    deep_output: bool = _setting(False, "Predict from state, context and previous token (equation 7 of the paper).")
     attention_type: str | None = _setting(
         None,
-        "hard: look at one position a step in training (section 4.1 of the paper); by default as `init_from`, or soft.",
+        "hard: look at one position per step in training (section 4.1 of the paper); default: --init-from's, or soft.",
         choices=("soft", "hard"),
     )
     doubly_stochastic_penalty: float = _setting(0.0, "Weight of the attention penalty (equation 14 of the paper).")
@@ -108,7 +108,7 @@ class TrainingSettings:
     epochs: int = _setting(100, "Passes over the training captions.")
     batch_size: int = _setting(32, "Captions in a forward pass of one process.")
     gradient_accumulation_steps: int = _setting(1, "Forward passes of one process before an optimizer step.")
-    captions_per_image: int = _setting(1, "Captions of an image in one batch: 5 save work in the encoder.")
+    captions_per_image: int = _setting(1, "Captions of an image in one batch; 5 save work in the encoder.")
     learning_rate: float = _setting(3e-4, "Adam's learning rate for the decoder.")
     encoder_learning_rate: float = _setting(1e-4, "Adam's learning rate for the encoder's trained stages.")
     lr_scheduler: str = _setting("reduce_lr_on_plateau", "A scheduler of transformers.", choices=SCHEDULERS)
@@ -118,7 +118,7 @@ class TrainingSettings:
     weight_decay: float = _setting(0.0, "AdamW's weight decay (0: Adam).")
     ema_decay: float = _setting(0.0, "Validate and keep a moving average of the weights with this decay (0: off).")
     average_with_start: float = _setting(
-        0.0, "Validate and keep an average with the weights of --init-from, whose share this is (0: off)."
+        0.0, "Validate and keep an average with the weights of --init-from, which have this share (0: off)."
     )
     logit_adjustment: float = _setting(
         0.0, "Validate and keep weights whose output bias favours rare tokens: minus this times their log frequency."
@@ -144,16 +144,16 @@ class TrainingSettings:
                 if value is not None and not value >= least:  # so that NaN fails as well
                     raise ValueError(f"`{name}` must be at least {least}, not {value}.")
         if not 0 < self.plateau_factor < 1:
-            raise ValueError(f"`plateau_factor` must lie between 0 and 1, not be {self.plateau_factor}.")
+            raise ValueError(f"`plateau_factor` must be between 0 and 1, not {self.plateau_factor}.")
         if self.warmup_steps and self.lr_scheduler in ("reduce_lr_on_plateau", "constant"):
             raise ValueError(f"`lr_scheduler` {self.lr_scheduler} has no warm-up: leave `warmup_steps` at 0.")
         for name in ("ema_decay", "average_with_start"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 0 and less than 1, not {getattr(self, name)}.")
         if not 0 < self.min_crop <= 1:
-            raise ValueError(f"`min_crop` must lie above 0 and not above 1, not be {self.min_crop}.")
+            raise ValueError(f"`min_crop` must be above 0 and at most 1, not {self.min_crop}.")
         if self.min_crop < 1 and not self.finetune_last_stages and self.feature_cache == "disk":
-            raise ValueError("`min_crop` needs `finetune_last_stages`: the grid of a wholly frozen encoder is not cut.")
+            raise ValueError("`min_crop` needs `finetune_last_stages`: the grid of a frozen encoder is not cropped.")
         for name in ("init_from", "encoder_name", "encoder_weights", "stride_in_1x1"):
             if self.encoder is not None and getattr(self, name) != getattr(TrainingSettings, name):
                 raise ValueError(f"`encoder` and `{name}` name two encoders: leave one out.")
@@ -173,7 +173,7 @@ class TrainingSettings:
 
     def _check_streaming(self) -> None:
         if self.feature_cache != "none":
-            raise ValueError("`streaming_steps` needs `feature_cache` none: images come once.")
+            raise ValueError("`streaming_steps` needs `feature_cache` none: a stream is not cached.")
         if self.num_workers > 1:
             raise ValueError(f"`streaming_steps` has one reader: `num_workers` must be 0 or 1, not {self.num_workers}.")
         for name in ("max_train_samples", "prune_tokenizer", "generated_captions", "logit_adjustment"):

@@ -171,7 +171,7 @@ def broken_files(folder: Path) -> dict[str, Path]:
     return {unreadable: text, "damaged": cut, "too large": bomb, "no longer kept": folder / "gone.png"}
 
 
-def test_a_broken_file_is_refused_without_telling_its_path(tmp_path: Path) -> None:
+def test_a_broken_file_is_refused_without_its_path(tmp_path: Path) -> None:
     for reason, path in broken_files(tmp_path).items():
         with pytest.raises(OSError, match=reason) as error:
             uploads.read_image(path)
@@ -190,7 +190,7 @@ def test_the_pixels_are_counted_before_they_are_read(tmp_path: Path, monkeypatch
 
 
 def ask(url: str, path: Path, *controls: Any) -> list[str]:
-    """Send an image as a separate client; return the caption's states and what a screen reader announces at the end."""
+    """Send an image as a separate client; return the growing caption, and what a screen reader announces at the end."""
     client = Client(url, verbose=False, analytics_enabled=False)
     job = client.submit(handle_file(path), *(controls or (page.GREEDY, 3, 1, 3)), api_name="/page")
     job.result(timeout=120)

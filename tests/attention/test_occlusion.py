@@ -130,7 +130,7 @@ def test_images_are_resampled_and_not_their_nouns() -> None:
     assert figures[0]["ratios"] == [{"cells": 5, "ratio": "most / random", "mean": 4, "interval": [4, 4]}]
 
 
-def test_nouns_are_words_that_are_no_function_words() -> None:
+def test_nouns_are_not_function_words() -> None:
     nouns = frequent_nouns()
     assert len(nouns) > 400 and {"dog", "man", "grass"} < nouns
     assert all(noun.isalpha() and noun.islower() for noun in nouns) and not nouns & FUNCTION_WORDS
@@ -152,7 +152,7 @@ def test_the_command_writes_figures_and_a_curve(
     Image.open(tmp_path / "out" / "curve.png").verify()
 
     for options, message in (
-        ([], "--num-cells 5 must lie between 1 and 3"),
+        ([], "--num-cells 5 must be between 1 and 3"),
         (["--split", "test", "--dataset", "missing"], "missing"),
     ):
         with pytest.raises(SystemExit) as stop:

@@ -110,7 +110,7 @@ def test_images_inside_a_page(path: Path) -> None:
         ("<img>", "has no src"),
         ('<img src="">', "has no src"),
         ('<img src="data:nothing">', "the data: URI is damaged"),
-        ('<img src="cid:5@mail">', "cannot read cid:5@mail: no file and no http"),
+        ('<img src="cid:5@mail">', "cannot read cid:5@mail: neither a file nor an http"),
     ],
 )
 def test_images_that_cannot_be_found(path: Path, tag: str, error: str) -> None:

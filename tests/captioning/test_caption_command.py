@@ -156,7 +156,7 @@ def test_resume(run: Run, ending: str) -> None:
     assert resumed.read_bytes().splitlines(keepends=True) == lines[: first + 2] + lines[first + 3 :]
     broken.write_bytes(image)
     done = run("photos", f"--output={resumed}", "--resume")  # what failed is tried again
-    assert done == (0, [], ["6 of the photos had their captions already"])
+    assert done == (0, [], ["6 of the photos already had captions"])
     assert sorted(resumed.read_bytes().splitlines(keepends=True)) == sorted(lines)
     before = resumed.read_bytes()
     assert run("photos", f"--output={resumed}").code == 2
@@ -166,7 +166,7 @@ def test_resume(run: Run, ending: str) -> None:
 # --- what goes wrong ---
 
 
-def test_each_failure_is_one_line_and_the_rest_goes_on(run: Run) -> None:
+def test_each_failure_is_one_line_and_the_rest_is_captioned(run: Run) -> None:
     expected = run("photos").lines
     Path("photos/b2.jpg").write_bytes(Path("photos/b.jpg").read_bytes()[:500])
     Path("photos/b3.jpg").write_bytes(b"")
@@ -269,7 +269,7 @@ def test_standard_input_that_is_closed(run: Run) -> None:
         (
             "generate.TorchCaptioner._generate",
             RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-            "the memory does not hold 5 photos at a time: lower --batch-size or --num-beams",
+            "not enough memory for 5 photos at a time: lower --batch-size or --num-beams",
         ),
     ],
 )
@@ -338,7 +338,7 @@ def test_alt_texts_beside_images(run: Run) -> None:
     assert Path("photos/b.txt").read_text() == f"{caption}\n"
     assert Path("photos/sub/g.txt").exists()
     again = run("photos", "--alt-text=sidecar")
-    assert again == (0, [], ["8 of the photos had their captions already"])
+    assert again == (0, [], ["8 of the photos already had captions"])
 
 
 # --- signals, pipes, processes ---
@@ -440,8 +440,8 @@ def test_an_exported_captioner_captions_as_its_checkpoint(run: Run, exported: Pa
 
 def test_what_an_exported_captioner_refuses(run: Run, exported: Path) -> None:
     for arguments, error in (
-        (["--sample"], "cannot --sample captions, it searches for them: use its checkpoint"),
-        (["--dtype=int8"], "does not hold the precision 'int8' but float32"),
+        (["--sample"], "cannot --sample them: use its checkpoint"),
+        (["--dtype=int8"], "holds float32, not the precision 'int8'"),
         (["--prefix=a zebra"], "does not know"),
         (["--prefix=a dog", "--max-length=3"], "--prefix has 3 tokens with [CLS], which leaves none"),
         (["--num-beams=1", "--length-penalty=2"], "--length-penalty chooses among beams"),

@@ -53,7 +53,7 @@ def test_a_file_cut_anywhere_is_resumed(tmp_path: Path, ending: str, captions: i
     assert len(done) == len(names)
 
 
-def test_other_files_are_not_gone_on_from(tmp_path: Path) -> None:
+def test_other_files_are_not_resumed(tmp_path: Path) -> None:
     path = tmp_path / "captions.jsonl"
     for text in ('{"path": "a.jpg"}\n', "[1]\n", "path,caption,score\n", "\xff\n"):
         path.write_text(text, encoding="latin-1")

@@ -102,7 +102,7 @@ def test_underscores_are_hyphens() -> None:
 
 @pytest.mark.parametrize("argument", [["--captions="], ["--captions", ""], ["--dataset", ""], ["--output_dir="]])
 def test_an_empty_argument_is_refused(argument: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """As of a shell's variable that is not set: it would stand for the current folder."""
+    """It comes from a shell variable that is not set, and would stand for the current folder."""
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", "--dataset=d", "--output-dir=o", *argument])
     assert stop.value.code == 2
@@ -152,7 +152,7 @@ def test_the_extra_of_every_library_is_known() -> None:
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_full_disk_fails_the_run(wrapped: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever the block: nothing that the user gave is wrong."""
+    """Whatever code the block asks for: nothing that the user gave is wrong."""
     full = OSError(errno.ENOSPC, "No space left on device", "figures.json")
     with pytest.raises(SystemExit) as stop, CommandParser("test", "").reporting(2):
         if wrapped:

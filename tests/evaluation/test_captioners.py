@@ -167,7 +167,7 @@ def test_ours_takes_a_prompt(
         assert whole == f"a photo of {row['caption']}".strip()
 
 
-def test_what_is_no_captioner(tmp_path: Path) -> None:
+def test_what_is_not_a_captioner(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"There is no checkpoint folder .*nowhere"):
         load_any_captioner(tmp_path / "nowhere")
     with pytest.raises(OSError, match="holds no captioner that can be loaded"):

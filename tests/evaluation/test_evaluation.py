@@ -179,7 +179,7 @@ def test_captions_that_cannot_be_scored(
     assert "has no test split" in error("--split", "test")
     arguments = ["--dataset", str(images), "--output-dir", str(tmp_path / "out"), "--checkpoint", "c"]
     for settings in ("x", "[1]", "[" * 100_000):
-        assert "is no JSON object such as '{\"no_repeat_ngram_size\": 3}'" in error("--generation", settings)
+        assert "is not a JSON object such as '{\"no_repeat_ngram_size\": 3}'" in error("--generation", settings)
     assert "--generation cannot hold split: --split is an option" in error("--generation", '{"split": "train"}')
     twice = error("--generation", '{"num_beams": 2}', "--num-beams=3")
     assert "--generation cannot hold num_beams: --num-beams is an option" in twice

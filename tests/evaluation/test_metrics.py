@@ -75,7 +75,7 @@ def fake_java(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Pat
 
 
 def pycocoevalcap_scores(references: dict[str, list[str]], predictions: dict[str, list[str]]) -> dict[str, float]:
-    """The scores of COCOEvalCap for tokenised captions, except METEOR and SPICE."""
+    """The scores of COCOEvalCap for tokenized captions, except METEOR and SPICE."""
     bleu = Bleu(4).compute_score(references, predictions, verbose=0)[0]
     rouge, cider = (scorer.compute_score(references, predictions)[0] for scorer in (Rouge(), Cider()))
     return {f"bleu_{n}": 100 * bleu[n - 1] for n in range(1, 5)} | {"rouge_l": 100 * rouge, "cider": 100 * cider}
@@ -270,7 +270,7 @@ def test_reward_of_a_reference_is_ten() -> None:
         assert scores.tolist() == [pytest.approx(10), 0, 0]
 
 
-def test_end_token_punishes_breaking_off() -> None:
+def test_end_token_penalises_truncated_captions() -> None:
     references = {"a": ["a man stands on a hill"], "b": ["a dog sits on a chair"], "c": ["two birds in a tree"]}
     captions = ["a man stands on a", "a man stands on a hill"]
     cut, whole = CiderDReward(references).reward(["a", "a"], captions)

@@ -378,8 +378,8 @@ def test_exit_codes_of_the_folders_script(folder: Path, images: list[Image.Image
     assert len(lines) == 3
 
     for arguments, message in (
-        ([good, "--precision=int4"], f"{folder} does not hold the precision 'int4' but float32, float16, int8."),
-        ([good, f"--folder={tmp_path}"], f"{tmp_path} has no captioner.json, so it is no exported captioner"),
+        ([good, "--precision=int4"], f"{folder} holds float32, float16, int8, not the precision 'int4'."),
+        ([good, f"--folder={tmp_path}"], f"{tmp_path} has no captioner.json, so it is not an exported captioner"),
         ([good, "--num-beams=0"], "--num-beams must be at least 1, not 0"),
         ([], "the following arguments are required: PHOTO"),
     ):
@@ -397,13 +397,13 @@ def one_sentence(kind: type[Exception], call: Callable[..., object], *arguments:
     return str(caught.value)
 
 
-def test_a_folder_that_holds_no_sound_captioner(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_without_an_intact_captioner(folder: Path, tmp_path: Path) -> None:
     def load(precision: str = "float32", at: Path = folder) -> str:
         return one_sentence(OSError, OnnxCaptioner.from_pretrained, at, precision)
 
-    assert "has no captioner.json" in load(at=tmp_path / "none") and "export-onnx` makes one" in load(at=tmp_path)
+    assert "has no captioner.json" in load(at=tmp_path / "none") and "run `showattend export-onnx`" in load(at=tmp_path)
     error = one_sentence(ValueError, OnnxCaptioner.from_pretrained, folder, "int4")
-    assert error == f"{folder} does not hold the precision 'int4' but float32, float16, int8."
+    assert error == f"{folder} holds float32, float16, int8, not the precision 'int4'."
     graph = folder / "encoder.float32.onnx"
     for content in (b"", b"no graph", graph.read_bytes()[:-1000]):
         graph.write_bytes(content)
@@ -459,7 +459,7 @@ def test_what_cannot_be_exported(export: Callable[[str], Path], tmp_path: Path) 
         assert refused("--calibration", no_images) == f"--calibration {no_images} holds no photo to calibrate int8 on."
     assert "invalid choice: 'int4'" in refused("--precision", "int4")
     assert one_sentence(ValueError, onnx_export.export_onnx, checkpoint, out, ["int4"]) == (
-        "The export does not support the precision 'int4' but float32, float16, int8."
+        "The export supports the precisions float32, float16, int8, not 'int4'."
     )
     only = "--precision=float32"
     assert "There is no checkpoint folder" in refused(only, checkpoint=tmp_path / "none")
@@ -613,7 +613,7 @@ def test_evaluation_script(export: Callable[[str], Path], tmp_path: Path, monkey
     assert "  +0.0 [+0.0, +0.0], equal\n" in reports[1]
 
     for wrong, message in (
-        (["--precision=int4"], "does not hold the precision 'int4'"),
+        (["--precision=int4"], "not the precision 'int4'"),
         (["--num-beams=0"], "--num-beams: '0' is not a whole number from 1"),
     ):
         code, out, err = run(EVALUATE, *arguments, *wrong)

@@ -57,7 +57,7 @@ def captioner(
     images: list[Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> OnnxCaptioner:
-    """Of the first random weights whose captions have words, and are not always the same; exported once."""
+    """With the first random weights whose captions have words and differ between images; exported once."""
     folder = tmp_path_factory.getbasetemp() / "web"
     if not folder.exists():
         pixel_values = processor(images=images, return_tensors="pt")["pixel_values"]
@@ -189,7 +189,7 @@ def test_a_phone_a_broken_file_a_drop_and_a_paste(
     cut = tmp_path / "cut.png"
     cut.write_bytes(b"no photo")
     page.set_input_files("#file", cut)  # while the model loads
-    page.get_by_role("alert").filter(has_text="cut.png is no photo").wait_for()
+    page.get_by_role("alert").filter(has_text="cut.png is not a photo").wait_for()
     usual = captioner.settings["generation"]["num_beams"]
     for image, event in zip(images, ("drop", "paste"), strict=True):
         page.evaluate(
@@ -377,7 +377,7 @@ def test_a_wrong_folder_or_precision_gives_one_sentence(captioner: OnnxCaptioner
     for arguments, message in (
         ([], "npm run build"),
         ([tmp_path / "none"], str(tmp_path / "none")),
-        ([dist.parent / "onnx", "int8", tmp_path], "but float32"),
+        ([dist.parent / "onnx", "int8", tmp_path], "holds float32, not"),
     ):
         result = build(*arguments)
         assert result.returncode == 2 and result.stdout == ""

@@ -236,7 +236,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(new_format: bool, vocab: Pa
     ("content", "message"),
     [
         (nn.Linear(2, 2), "whole pickled model"),
-        ([torch.zeros(2)], "holds a list and no state dict"),
+        ([torch.zeros(2)], "holds a list, not a state dict"),
         ({"epoch": 3, "model": {}}, "its entry 'epoch' is of type int"),
         (nn.Linear(2, 2).state_dict(), "no matrix decoder.attention.W.weight and no decoder.embedding.weight"),
     ],
@@ -260,8 +260,8 @@ def test_a_truncated_file_is_refused(new_format: bool, kept: int, tmp_path: Path
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("new_format", [True, False])
-def test_no_damage_is_a_traceback(new_format: bool, tmp_path: Path) -> None:
-    """Damaged bytes make torch.load raise some ten types; each is the one error."""
+def test_no_damage_gives_a_traceback(new_format: bool, tmp_path: Path) -> None:
+    """Damaged bytes make torch.load raise about ten types of exception; all become one error."""
     path, file, random = tmp_path / "model.pth", io.BytesIO(), np.random.default_rng(0)
     torch.save(nn.Linear(9, 9).state_dict(), file, _use_new_zipfile_serialization=new_format)
     errors = 0

@@ -11,7 +11,7 @@ from showattend.training.backbones import load_backbone  # noqa: E402
 
 
 def test_weights_by_their_order(tmp_path: Path) -> None:
-    """The package names them otherwise, in the same order, and may have counters elsewhere."""
+    """The package has them under other names, in the same order, and may have counters elsewhere."""
     torch.manual_seed(0)
     network: Any = timm.create_model("tf_efficientnet_lite0").eval()
     weights = [value for name, value in network.state_dict().items() if "num_batches" not in name]

@@ -233,7 +233,7 @@ def test_pickles_are_neither_sent_nor_read(
     assert not Path("exploded").exists()
 
 
-def test_what_is_no_complete_captioner(checkpoint: Path) -> None:
+def test_what_is_not_a_complete_captioner(checkpoint: Path) -> None:
     def refused(error: type[Exception], message: str) -> None:
         with pytest.raises(error, match=message):
             files_to_share(checkpoint, "someone/tiny")

@@ -202,7 +202,7 @@ def test_figures_and_onnx_are_those_of_the_caption(
     assert attended.grids.sum(axis=(1, 2)) == pytest.approx(np.ones(len(attended.words)), abs=1e-5)
 
 
-def test_training_goes_hard(tmp_path: Path) -> None:
+def test_training_sets_the_attention_type(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     first = train(TrainingSettings(**settings(folder, tmp_path / "hard", attention_type="hard")))
     model: Any = load_captioner(first)[0]

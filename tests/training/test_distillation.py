@@ -65,7 +65,7 @@ def test_generated_captions(generate: Callable[[str], dict[str, list[str]]], tmp
 
 @pytest.mark.parametrize("size", [0, 1, 40, 500, -1])
 def test_killed_while_generating(generate: Callable[[str], dict[str, list[str]]], tmp_path: Path, size: int) -> None:
-    """Whatever part of the file had been written, the captions are those of an unbroken run."""
+    """Whatever part of the file had been written, the captions are those of an uninterrupted run."""
     generated = generate("all.jsonl")
     whole = (tmp_path / "all.jsonl").read_bytes()
     (tmp_path / "broken.jsonl").write_bytes(whole[:size])

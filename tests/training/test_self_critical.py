@@ -59,7 +59,7 @@ def test_samples(make_model: MakeModel, processor: ShowAttendProcessor, batch: B
 def test_samples_come_from_the_models_own_distribution(
     make_model: MakeModel, processor: ShowAttendProcessor, batch: Batch
 ) -> None:
-    """All of it, whatever the checkpoint's settings are; generate cuts the tail off unless told otherwise."""
+    """All of it, whatever the checkpoint's settings are; by default, `generate` cuts off the tail."""
     model = make_model(seed=1)
     model.generation_config.update(top_k=3, top_p=0.5, temperature=0.5)
     one = Batch({"image_features": batch.inputs["image_features"][:1]}, batch.labels, ["a.jpg"])

@@ -119,7 +119,7 @@ def test_bad_preset(tmp_path: Path, text: str, message: str) -> None:
         (["--preset", "nowhere/mine.yaml"], r"no preset nowhere/mine.yaml: name one of .*base, .*tuned"),
         (["--preset"], "--preset: expected one argument"),
         (["--batchsize", "3"], "^unknown arguments: --batchsize 3$"),
-        (["--batch", "3"], "^unknown arguments: --batch 3$"),  # an abbreviation would mean something else one day
+        (["--batch", "3"], "^unknown arguments: --batch 3$"),  # an abbreviation could become ambiguous
         (["--batch-size", "many"], "invalid int value: 'many'"),
         (["--metric-for-best-model", "blue"], "invalid choice: 'blue'"),
         (["--lr-scheduler", "cosin"], "invalid choice: 'cosin'"),
@@ -129,10 +129,10 @@ def test_bad_preset(tmp_path: Path, text: str, message: str) -> None:
         (["--early-stopping-patience", "0"], "--early-stopping-patience must be at least 1, not 0"),
         (["--learning-rate", "-1"], "--learning-rate must be at least 0, not -1.0"),
         (["--learning-rate", "nan"], "--learning-rate must be at least 0, not nan"),
-        (["--plateau-factor", "1"], "--plateau-factor must lie between 0 and 1"),
+        (["--plateau-factor", "1"], "--plateau-factor must be between 0 and 1"),
         (["--warmup-steps", "5"], "--lr-scheduler reduce_lr_on_plateau has no warm-up"),
         (["--warmup-steps", "5", "--lr-scheduler", "constant"], "--lr-scheduler constant has no warm-up"),
-        (["--min-crop", "0"], "--min-crop must lie above 0 and not above 1, not be 0.0"),
+        (["--min-crop", "0"], "--min-crop must be above 0 and at most 1, not 0.0"),
         (["--min-crop", "0.8"], "--min-crop needs --finetune-last-stages"),
         (["--max-length", "2"], "--max-length must be at least 3"),
         (["--objective", "self_critical"], "name its start with --init-from"),

@@ -152,7 +152,7 @@ def kill_in_the_middle_of_an_epoch(command: list[str], output: Path) -> bool:
     return 0 < json.loads(progress.read_text())["step"] < 8
 
 
-def test_killed_run_ends_as_an_unbroken_one(original: Path, folder: Path, tmp_path: Path) -> None:
+def test_killed_run_ends_as_an_uninterrupted_one(original: Path, folder: Path, tmp_path: Path) -> None:
     for attempt in range(3):  # a very slow observer may find that an epoch has ended
         output = tmp_path / f"run-{attempt}"
         command = [*TRAIN, *command_line(folder, output, **ORIGINAL)]
@@ -396,10 +396,10 @@ def test_self_critical_phase(folder: Path, tmp_path: Path, overfitted: Path) -> 
     assert captions_with_auto_classes(tmp_path / "run" / "best", folder)
 
 
-def test_self_critical_gradients_know_no_dropout(
+def test_self_critical_gradients_are_without_dropout(
     folder: Path, tmp_path: Path, overfitted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor do the samples: with dropout in one of the two, a baseline other than zero leads the gradient astray."""
+    """As the samples are: with dropout in one of the two, a baseline other than zero biases the gradient."""
     drawn_twice: list[bool] = []
 
     def compare(logits: torch.Tensor, labels: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
