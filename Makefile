@@ -44,7 +44,7 @@ caption: $(VENV)/.runtime-installed
 	@"$(VENV)/bin/python" scripts/caption.py --checkpoint "$$CHECKPOINT" "$$IMAGE"
 
 # Three phases of training; docs/training says why each. The same command resumes: a phase that is complete is skipped.
-# Not by `accelerate launch`, which gives a process on a CPU one thread unless it is told otherwise.
+# Without `accelerate launch`, which gives a process on a CPU one thread unless OMP_NUM_THREADS is set.
 TRAIN = "$(VENV)/bin/python" -m showattend train --dataset "$(DATASET)"
 checkpoint: $(VENV)/.dev-installed
 	test -e "$(RUNS)/resnet50.safetensors" || \

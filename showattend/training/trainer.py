@@ -91,7 +91,7 @@ class Trainer:
         )
         cores = (os.cpu_count() or 1) // self.accelerator.num_processes
         if self.accelerator.device.type == "cpu" and torch.get_num_threads() == 1 < cores:
-            logger.warning("Training uses 1 of %d cores; OMP_NUM_THREADS=%d before the command uses all.", cores, cores)
+            logger.warning("Training uses 1 of %d cores: put OMP_NUM_THREADS=%d before the command.", cores, cores)
         set_seed(settings.seed)
         if self.accelerator.is_main_process:
             prepare_output_folder(self.output, run_identity(settings, self.accelerator.num_processes))
