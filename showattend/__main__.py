@@ -38,10 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     name = parser.parse_args(arguments[:1]).command
     command = importlib.import_module(f"showattend.commands.{name.replace('-', '_')}")
-    try:
-        return command.main(arguments[1:])
-    except KeyboardInterrupt:
-        return 130  # as the shell says of a program that Ctrl-C ended
+    return command.main(arguments[1:])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the commands share: options, numbers within bounds, errors in one line, exit codes.
 
-The exit code is 2 if something the user gave is wrong and nothing was started, and 1 if the run failed.
+The exit code is 2 if something the user gave is wrong and nothing was started, 1 if the run failed, 130 after Ctrl-C.
 """
 
 import argparse
@@ -69,6 +69,8 @@ class CommandParser(argparse.ArgumentParser):
             self._fail(exit_code, " ".join(str(error).split()))  # transformers' own have several lines
         except (ValueError, FloatingPointError) as error:
             self._fail(exit_code, str(error))
+        except KeyboardInterrupt:
+            self.exit(130)  # as the shell says of a program that Ctrl-C ended
 
     @staticmethod
     def hide_progress_bars() -> None:

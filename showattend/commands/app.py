@@ -18,14 +18,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as Ctrl-C does, which deletes the uploads
-    with suppress(KeyboardInterrupt), parser.reporting(2):
+    with parser.reporting(2):
         parser.hide_progress_bars()
         from showattend.app.server import serving
         from showattend.checkpoints import load_captioner
 
         model, processor = load_captioner(options.checkpoint)
         examples = sorted(EXAMPLES.glob("*.*"))
-        with serving(model, processor, examples, options.host, options.port) as url:
+        with serving(model, processor, examples, options.host, options.port) as url, suppress(KeyboardInterrupt):
             print(f"Open {url} in a browser; Ctrl-C stops it.", flush=True)
             threading.Event().wait()
     return 0

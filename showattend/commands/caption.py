@@ -11,8 +11,6 @@ from typing import Any
 
 from showattend.command_line import CommandParser, add_inference, add_search, given, number, whole_number
 
-INTERRUPTED = 130  # as the shell says of a program that Ctrl-C ended
-
 EPILOG = """\
 A folder stands for all photos in it and below, except hidden ones; - for names on standard input, one per line or, as
 find -print0 writes them, each ended by a NUL. For one photo, its caption is printed; for several, a line with path, tab
@@ -77,13 +75,10 @@ def parse_options(parser: CommandParser, arguments: Sequence[str] | None) -> arg
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = CommandParser("caption", "Caption photos.", epilog=EPILOG)
-    try:
-        options = parse_options(parser, arguments)
-        with parser.reporting(2):
-            work, failed = prepare(options)
-        code = run(work, options, failed)
-    except KeyboardInterrupt:
-        code = INTERRUPTED
+    options = parse_options(parser, arguments)
+    with parser.reporting(2):
+        work, failed = prepare(options)
+    code = run(work, options, failed)
     if code > 128:
         os._exit(code)  # a thread may be waiting for a server, or standard output be closed
     return code
@@ -140,7 +135,7 @@ def silence_transformers() -> None:
 
 
 def run(work: Callable[[], None], options: argparse.Namespace, failed: Any) -> int:
-    """0; 1 if an image failed or the captions could not be written; 141, as after SIGPIPE, if nobody reads them."""
+    """The exit code: 1 if an image failed or the captions could not be written, 141 if nobody reads them, 130, or 0."""
     from showattend.captioning.console import console, logger
 
     warnings.filterwarnings("ignore", module="PIL")  # about large photos, which are read all the same, and odd metadata
@@ -148,7 +143,9 @@ def run(work: Callable[[], None], options: argparse.Namespace, failed: Any) -> i
         try:
             work()
         except BrokenPipeError:
-            return 141
+            return 141  # as after SIGPIPE
+        except KeyboardInterrupt:
+            return 130  # as after SIGINT
         except MemoryError:
             logger.error(
                 "not enough memory for %d photos at a time: lower --batch-size or --num-beams", options.batch_size

@@ -4,9 +4,12 @@ import argparse
 import errno
 import pkgutil
 import re
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from tiny_flickr import ROOT, environment
@@ -162,12 +165,27 @@ def test_a_full_disk_fails_the_run(wrapped: bool, capsys: pytest.CaptureFixture[
     assert "No space left on device" in capsys.readouterr().err
 
 
-def test_an_interrupted_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(arguments: list[str]) -> int:
-        raise KeyboardInterrupt
+def run_script(arguments: list[str]) -> None:
+    runpy.run_path(str(ROOT / "scripts" / f"{arguments[0]}.py"), run_name="__main__")
 
-    monkeypatch.setattr("showattend.commands.evaluate.main", interrupt)
-    assert main(["evaluate"]) == 130
+
+@pytest.mark.parametrize("start", [main, run_script])
+def test_an_interrupted_command(
+    start: Callable[[list[str]], object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a subcommand and as a script alike: an exit code, and no traceback."""
+
+    class Interrupted(ModuleType):
+        def __getattr__(self, name: str) -> object:
+            raise KeyboardInterrupt
+
+    arguments = ["evaluate", "--checkpoint=c", "--dataset=d", "--output-dir=o"]
+    monkeypatch.setitem(sys.modules, "showattend.evaluation.scoring", Interrupted("scoring"))
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stop:
+        start(arguments)
+    assert stop.value.code == 130
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_fault_of_ours_keeps_its_traceback() -> None:
