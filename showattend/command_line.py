@@ -26,6 +26,7 @@ EXTRAS = {
     "timm": "timm",
 }
 
+SEARCH = ("num_beams", "length_penalty", "max_length")  # the options of `add_search`
 TEXTS = ("--commit-message", "--prefix", "--prompt")  # may be empty; an empty path would mean the current folder
 
 

@@ -9,7 +9,7 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
-from showattend.command_line import CommandParser, add_inference, add_search, given, number, whole_number
+from showattend.command_line import SEARCH, CommandParser, add_inference, add_search, given, number, whole_number
 
 EPILOG = """\
 A folder stands for all photos in it and below, except hidden ones; - for names on standard input, one per line or, as
@@ -104,7 +104,7 @@ def prepare(options: argparse.Namespace) -> tuple[Callable[[], None], Any]:
         options.prefix,
         options.num_captions,
         options.sample,
-        **given(options, "num_beams", "length_penalty", "max_length", "temperature", "top_p"),
+        **given(options, *SEARCH, "temperature", "top_p"),
     )
     stream = partial(caption_stream, captioner, batch_size=options.batch_size)
     failed = command.Failures()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from showattend.command_line import CommandParser, add_inference, add_search, given, whole_number
+from showattend.command_line import SEARCH, CommandParser, add_inference, add_search, given, whole_number
 
 EPILOG = """\
 INPUT is a folder or URI (file, s3, gs) of images, of Parquet files with an image column (bytes, struct or path), or of
@@ -35,8 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.output,
             options.checkpoint,
             resume=options.resume,
-            **given(options, "image_column", "address", "cores", "batch_size"),
-            **given(options, "prefix", "dtype", "num_beams", "length_penalty", "max_length"),
+            **given(options, "image_column", "address", "cores", "batch_size", "prefix", "dtype", *SEARCH),
         )
     print(f"{rows} rows in {options.output}" + (f", {errors} of them with an error" if errors else ""))
     return 0

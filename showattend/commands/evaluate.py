@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from showattend.command_line import CommandParser, add_search, given, whole_number
+from showattend.command_line import SEARCH, CommandParser, add_search, given, whole_number
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -44,10 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     how.add_argument("--model-card", type=Path, help="a README.md to write the figures into; created if absent")
     options = parser.parse_args(arguments)
-    search = given(options, "num_beams", "length_penalty", "max_length")
+    search = given(options, *SEARCH)
     generation = options.generation or {}
-    options_of_their_own = vars(options).keys() - {"num_beams", "length_penalty", "max_length"} | search.keys()
-    if clash := sorted(options_of_their_own & generation.keys()):
+    if clash := sorted(generation.keys() & (vars(options).keys() - SEARCH | search.keys())):
         parser.error(f"--generation cannot hold {clash[0]}: --{clash[0].replace('_', '-')} is an option")
     shared = given(options, "dataset", "output_dir", "split", "compare", "image_column", "caption_column")
     if options.captions:

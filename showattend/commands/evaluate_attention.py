@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from showattend.command_line import CommandParser, add_search, given, whole_number
+from showattend.command_line import SEARCH, CommandParser, add_search, given, whole_number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,9 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_output_dir(options.output_dir)
         model, processor = load_captioner(options.checkpoint)
         model.to(best_device())  # type: ignore[arg-type]
-        search = generation_config(
-            model.generation_config, **given(options, "num_beams", "length_penalty", "max_length")
-        )
+        search = generation_config(model.generation_config, **given(options, *SEARCH))
         images = load_split(options.dataset, options.split, options.image_column, options.caption_column)
         images = images.select(range(min(options.max_images or len(images), len(images))))
         with tqdm(range(0, len(images), options.batch_size), unit="batch") as starts:
