@@ -55,8 +55,9 @@ def progress_bar(unit: str, count: Callable[[], int] | None) -> tqdm:
 
 
 def print_columns(*columns: str) -> None:
-    """Print a line with a tab between columns. Raises BrokenPipeError if the reader is gone."""
-    tqdm.write("\t".join(map(one_line, columns)), file=sys.stdout)
+    """Print a line with a tab between columns, if standard output is open. BrokenPipeError if the reader is gone."""
+    if sys.stdout is not None:  # tqdm 4.67 fails on None
+        tqdm.write("\t".join(map(one_line, columns)), file=sys.stdout)
 
 
 def one_line(text: str) -> str:

@@ -58,6 +58,8 @@ def parse_options(parser: CommandParser, arguments: Sequence[str] | None) -> arg
         parser.error("caption runs as a single process: start it without accelerate launch or torchrun")
     if "-" in options.names and sys.stdin is None:
         parser.error("- takes names from standard input, which is closed")
+    if sys.stdout is None and not options.output and not options.alt_text:
+        parser.error("the captions go to standard output, which is closed: name a file with --output")
     if options.resume and not options.output:
         parser.error("--resume continues --output FILE (--alt-text needs none: it keeps every text that is there)")
     if options.alt_text and (options.output or options.num_captions > 1):

@@ -258,6 +258,16 @@ def test_standard_input_that_is_closed(run: Run) -> None:
     assert run("photos/a.jpg", stdin=None).code == 0
 
 
+def test_standard_output_that_is_closed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after `>&-`: nobody would see the captions."""
+    monkeypatch.setattr(sys, "stdout", None)
+    message = "error: the captions go to standard output, which is closed: name a file with --output"
+    assert run("photos/a.jpg") == (2, [], [message])
+    assert run("photos/a.jpg", "--output=captions.csv").code == 0
+    assert run("photos/a.jpg", "--alt-text=sidecar").code == 0
+    assert Path("photos/a.txt").exists()
+
+
 @pytest.mark.parametrize(
     ("function", "error", "message"),
     [
