@@ -6,9 +6,9 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-import yaml
-
 from showattend.command_line import CommandParser
+
+PRESETS = Path(__file__).with_name("presets")
 
 
 def _setting(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
@@ -183,8 +183,8 @@ class TrainingSettings:
             raise ValueError("`objective` self_critical needs all training captions: leave `streaming_steps` out.")
 
 
-def parse_settings(arguments: Sequence[str], presets: Path) -> TrainingSettings:
-    """Read a command line; `--preset NAME` is NAME.yaml in the folder `presets`.
+def parse_settings(arguments: Sequence[str] | None, presets: Path = PRESETS) -> TrainingSettings:
+    """Read a command line, by default this process's; `--preset NAME` is NAME.yaml in the folder `presets`.
 
     Raises:
         ValueError: If an argument or a preset's setting is unknown, missing or of the wrong type.
@@ -254,8 +254,10 @@ def _set_defaults(parser: CommandParser, path: Path) -> None:
 
 def _read_preset(path: Path) -> dict[str, Any]:
     """A preset's settings, on top of those of its `base`, a file in the same folder."""
+    import yaml
+
     if not path.is_file():
-        beside, ours = (sorted(folder.glob("*.yaml")) for folder in (path.parent, Path(__file__).with_name("presets")))
+        beside, ours = (sorted(folder.glob("*.yaml")) for folder in (path.parent, PRESETS))
         known = ", ".join(file.stem for file in beside or ours)
         raise ValueError(f"There is no preset {path}: name one of {known}, or a YAML file.")
     try:

@@ -9,7 +9,6 @@ import pytest
 from accelerate.state import AcceleratorState, GradientState
 from tiny_flickr import ROOT, command_line
 
-from showattend.commands.train import PRESETS
 from showattend.training import trainer
 from showattend.training.settings import parse_settings
 from showattend.training.trainer import Trainer, train
@@ -38,7 +37,7 @@ def run_recipe(folder: Path, runs: Path) -> str:
         arguments = command_line(folder, runs / str(number), **OF_PRESET | small)
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
-        start = train(parse_settings(arguments, PRESETS))
+        start = train(parse_settings(arguments))
     assert start is not None
     return hashlib.sha256((start / "model.safetensors").read_bytes()).hexdigest()
 
