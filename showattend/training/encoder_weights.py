@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
+from showattend.hub.conversion import DAMAGED
 
 
 def load_encoder_weights(model: ShowAttendForConditionalGeneration, weights: str | Path = "IMAGENET1K_V1") -> None:
@@ -40,8 +41,10 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"The encoder's weights {path} do not exist.")
     try:
-        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, *DAMAGED) as error:
         # torch's own message suggests loading a pickle that may run code
         raise ValueError(f"{path} is not a readable file of tensors alone.") from error
 

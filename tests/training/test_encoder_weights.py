@@ -31,6 +31,14 @@ def test_load_encoder_weights(make_model: MakeModel, tmp_path: Path, suffix: str
     assert not any(p.requires_grad for p in model.encoder.parameters())
 
 
+def test_weights_saved_on_a_gpu(make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resnet, model = torchvision.models.resnet18(), make_model()
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+    torch.save(resnet.state_dict(), tmp_path / "weights.pth")
+    load_encoder_weights(model, tmp_path / "weights.pth")
+    assert torch.equal(model.encoder.resnet[0].weight, resnet.conv1.weight)
+
+
 class Malicious:
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -57,8 +65,10 @@ def test_load_encoder_weights_refuses(make_model: MakeModel, tmp_path: Path) -> 
 
     (tmp_path / "junk.safetensors").write_text("no weights")
     (tmp_path / "junk.pth").write_text("no weights")
+    (tmp_path / "damaged.pth").write_bytes(b"\x80\x02\x85.")  # a pickle that takes from its empty stack
     refused(tmp_path / "junk.safetensors", "not a readable file of tensors")
     refused(tmp_path / "junk.pth", "not a readable file of tensors")
+    refused(tmp_path / "damaged.pth", "not a readable file of tensors")
     wrong: dict[str, Any] = {
         "resnet34": torchvision.models.resnet34().state_dict(),
         "resnet50": torchvision.models.resnet50().state_dict(),
