@@ -30,6 +30,12 @@ MAY_CHANGE = {
     "checkpoint_every",
 }
 FREE_BYTES = 2e9  # two checkpoints and two models at once, with their optimizer
+# Settings that are fields of the model's config: those of every run, and those of a new model alone.
+OF_EVERY_MODEL = (
+    *("dropout", "feature_dropout", "word_dropout", "doubly_stochastic_penalty", "label_smoothing"),
+    *("finetune_last_stages", "attention_type"),
+)
+OF_A_NEW_MODEL = ("embed_size", "attention_dim", "decoder_dim", "context_gate", "deep_output")
 
 
 def run_identity(settings: TrainingSettings, num_processes: int) -> dict[str, Any]:
@@ -89,45 +95,32 @@ def build_model(
     settings: TrainingSettings, train_set: Dataset
 ) -> tuple[ShowAttendForConditionalGeneration, ShowAttendProcessor]:
     """The captioner to start from and its processor: new, or `init_from` with the settings' regularisers."""
-    regularisers: dict[str, Any] = {
-        "dropout": settings.dropout,
-        "feature_dropout": settings.feature_dropout,
-        "word_dropout": settings.word_dropout,
-        "doubly_stochastic_penalty": settings.doubly_stochastic_penalty,
-        "label_smoothing": settings.label_smoothing,
-        "finetune_last_stages": settings.finetune_last_stages,
-    }
-    if settings.attention_type is not None:
-        regularisers["attention_type"] = settings.attention_type
+    fields = {name: value for name in OF_EVERY_MODEL if (value := getattr(settings, name)) is not None}
     if settings.init_from is not None:
-        return load_captioner(settings.init_from, **regularisers)
+        return load_captioner(settings.init_from, **fields)
+    fields |= {name: getattr(settings, name) for name in OF_A_NEW_MODEL}
     tokenizer: BertTokenizer = load_tokenizer(settings.tokenizer)
     if settings.prune_tokenizer:
         tokenizer = prune_tokenizer(tokenizer, (text for texts in train_set["captions"] for text in texts))
-    encoder: dict[str, Any] = {"encoder_name": settings.encoder_name, "stride_in_1x1": settings.stride_in_1x1}
-    image_processor = ShowAttendImageProcessor()
-    if settings.encoder is not None:
+    if settings.encoder is None:
+        image_processor = ShowAttendImageProcessor()
+        fields |= {"encoder_name": settings.encoder_name, "stride_in_1x1": settings.stride_in_1x1}
+    else:
         backbone, image_processor = load_backbone(settings.encoder)
-        encoder = {"backbone_config": backbone.config}
+        fields |= {"backbone_config": backbone.config}
     config = ShowAttendConfig(
-        **encoder,
-        embed_size=settings.embed_size,
-        attention_dim=settings.attention_dim,
-        decoder_dim=settings.decoder_dim,
-        context_gate=settings.context_gate,
-        deep_output=settings.deep_output,
+        **fields,
         vocab_size=len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.cls_token_id,
         eos_token_id=tokenizer.sep_token_id,
-        **regularisers,
     )
     model = ShowAttendForConditionalGeneration(config)
-    if settings.encoder is not None:
+    if settings.encoder is None:
+        load_encoder_weights(model, settings.encoder_weights)
+    else:
         model.encoder.backbone.load_state_dict(backbone.state_dict())
         model.encoder.grid_shape(image_processor.size["height"], image_processor.size["width"])  # an error if too small
-    else:
-        load_encoder_weights(model, settings.encoder_weights)
     model.generation_config.max_length = settings.max_length
     return model, ShowAttendProcessor(image_processor, tokenizer)
 
