@@ -65,7 +65,7 @@ def load_captioner(
 
 
 def weights_digest(checkpoint: str | Path) -> str:
-    """The SHA-256 of a captioner's `model.safetensors`, which identifies what an export was made from."""
+    """The SHA-256 of a captioner's `model.safetensors`."""
     file = cached_file(checkpoint, "model.safetensors")
     assert file is not None  # it would have raised OSError
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()

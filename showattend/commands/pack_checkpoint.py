@@ -1,8 +1,6 @@
 """Make a trained captioner ready to share: `showattend pack-checkpoint RUN/best OUT_FOLDER`."""
 
 from collections.abc import Sequence
-from hashlib import sha256
-from pathlib import Path
 
 from showattend.command_line import CommandParser, given, number, whole_number
 
@@ -24,10 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     with parser.reporting(2):
         parser.hide_progress_bars()
+        from showattend.checkpoints import weights_digest
         from showattend.hub.release import pack_checkpoint
 
         generation = given(options, "num_beams", "length_penalty", "no_repeat_ngram_size")
         size = pack_checkpoint(options.checkpoint, options.output_dir, **generation)
-    digest = sha256((Path(options.output_dir) / "model.safetensors").read_bytes()).hexdigest()
+        digest = weights_digest(options.output_dir)
     print(f"{options.output_dir}: {size / 1e6:.1f} MB; sha256 of model.safetensors {digest}")
     return 0

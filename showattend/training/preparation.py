@@ -1,7 +1,6 @@
 """Prepares a run: its output folder, the model with its processor, and the labels."""
 
 import dataclasses
-import hashlib
 import json
 import re
 import shutil
@@ -16,7 +15,7 @@ from modeling_showattend.configuration_showattend import ShowAttendConfig
 from modeling_showattend.image_processing_showattend import ShowAttendImageProcessor
 from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
 from modeling_showattend.processing_showattend import ShowAttendProcessor
-from showattend.checkpoints import load_captioner
+from showattend.checkpoints import load_captioner, weights_digest
 from showattend.data.tokenization import load_tokenizer, prune_tokenizer
 from showattend.metrics import score_captions
 
@@ -44,9 +43,8 @@ def run_identity(settings: TrainingSettings, num_processes: int) -> dict[str, An
     Steps are counted in batches of all processes, and averages and generated captions depend on the start's weights.
     """
     identity = dataclasses.asdict(settings) | {"num_processes": num_processes}
-    weights = Path(settings.init_from or "") / "model.safetensors"
-    if settings.init_from is not None and weights.is_file():
-        identity["weights_of_init_from"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if settings.init_from is not None and (Path(settings.init_from) / "model.safetensors").is_file():
+        identity["weights_of_init_from"] = weights_digest(settings.init_from)
     return identity
 
 
