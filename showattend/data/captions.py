@@ -51,12 +51,12 @@ def load_captions(
     splits = split_images(group_by_image(found.rows, problems), found.listings, seed, problems)
     splits = _readable(splits, found.faults, problems)
     splits["train"] = splits["train"][:max_train_samples]
-    problems.report(source, {split: splits[split] for split in ("train", "validation", "test") if splits[split]})
-    dataset = _to_dataset(splits, found.images)
-    if not dataset:
+    splits = {split: splits[split] for split in ("train", "validation", "test") if splits[split]}
+    problems.report(source, splits)
+    if not splits:
         why = problems.summary().replace(";", ",") or "no rows"
         raise ValueError(f"{source} has no readable image with a caption ({why})")
-    return dataset
+    return _to_dataset(splits, found.images)
 
 
 def load_split(
@@ -84,24 +84,23 @@ def _readable(splits: Splits, faults: Sequence[str], problems: Problems) -> Spli
 
 
 def _to_dataset(splits: Splits, images: datasets.Dataset | None) -> datasets.DatasetDict:
-    chosen = {split: splits[split] for split in ("train", "validation", "test") if splits[split]}
     if images is None:
         return datasets.DatasetDict(
             {
                 split: datasets.Dataset.from_dict(
                     {name: [getattr(image, name) for image in some] for name in FEATURES}, FEATURES
                 )
-                for split, some in chosen.items()
+                for split, some in splits.items()
             }
         )
     # Add columns before selecting rows: the other way round copies all images.
     columns: dict[str, list[Any]] = {"image_id": [""] * len(images), "captions": [[]] * len(images)}
-    for image in (image for some in chosen.values() for image in some):
+    for image in (image for some in splits.values() for image in some):
         columns["image_id"][int(image.image)] = image.image_id
         columns["captions"][int(image.image)] = image.captions
     for name, cells in columns.items():
         images = images.add_column(name, cells, feature=FEATURES[name])
     images = images.select_columns(list(FEATURES)).cast_column("image", FEATURES["image"])
     return datasets.DatasetDict(
-        {split: images.select([int(image.image) for image in some]) for split, some in chosen.items()}
+        {split: images.select([int(image.image) for image in some]) for split, some in splits.items()}
     )
