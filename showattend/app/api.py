@@ -15,7 +15,7 @@ from showattend.captioning.generate import caption_scores
 from .uploads import read_image
 
 MAX_BEAMS, MAX_CAPTIONS = 10, 5
-LOW_TEMPERATURE, HIGH_TEMPERATURE = 0.1, 2.0
+TEMPERATURES = 0.1, 2.0  # the lowest and the highest
 
 
 def caption_endpoint(
@@ -46,7 +46,7 @@ def check_settings(num_beams: int, num_captions: int, do_sample: bool, temperatu
     """Turn a request's settings into those of `generate`; ValueError if they are out of bounds or contradictory."""
     _check("num_beams", num_beams, 1, MAX_BEAMS, int)
     _check("num_captions", num_captions, 1, MAX_CAPTIONS, int)
-    _check("temperature", temperature, LOW_TEMPERATURE, HIGH_TEMPERATURE, (int, float))
+    _check("temperature", temperature, *TEMPERATURES, (int, float))
     _check("do_sample", do_sample, False, True, bool)
     if do_sample and num_beams > 1:
         raise ValueError("do_sample draws captions, num_beams searches for the best: choose one of them.")

@@ -9,7 +9,7 @@ import gradio as gr
 from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
 from showattend.attention.streaming import stream_captions
 
-from .api import caption_endpoint
+from .api import MAX_BEAMS, MAX_CAPTIONS, TEMPERATURES, caption_endpoint
 from .uploads import read_image
 from .views import captions_html, error_html, examples_html, image_html
 
@@ -118,9 +118,11 @@ def _controls() -> list[gr.Component]:
     with gr.Accordion("How it chooses its words", open=False, elem_id="controls"):
         search = gr.Radio([GREEDY, BEAMS, SAMPLES], value=GREEDY, label="Search", show_label=False, container=False)
         sliders = [
-            gr.Slider(2, 10, value=3, step=1, label="Beams", visible=False),
-            gr.Slider(0.1, 2, value=1, step=0.1, label="Temperature", info="Higher: more surprising", visible=False),
-            gr.Slider(1, 5, value=3, step=1, label="Captions to compare", visible=False),
+            gr.Slider(2, MAX_BEAMS, value=3, step=1, label="Beams", visible=False),
+            gr.Slider(
+                *TEMPERATURES, value=1, step=0.1, label="Temperature", info="Higher: more surprising", visible=False
+            ),
+            gr.Slider(1, MAX_CAPTIONS, value=3, step=1, label="Captions to compare", visible=False),
         ]
     search.change(show, search, sliders, api_visibility="private")
     return [search, *sliders]
@@ -129,17 +131,18 @@ def _controls() -> list[gr.Component]:
 def generation_settings(search: str, num_beams: float, temperature: float, num_captions: float) -> dict[str, Any]:
     """The controls' settings for [`stream_captions`], clipped to their bounds whatever a request contains."""
     if search == BEAMS:
-        num_beams = _within(num_beams, 2, 10)
-        return {"num_beams": num_beams, "do_sample": False, "num_captions": _within(num_captions, 1, min(5, num_beams))}
+        beams = int(_within(num_beams, 2, MAX_BEAMS))
+        captions = int(_within(num_captions, 1, min(MAX_CAPTIONS, beams)))
+        return {"num_beams": beams, "do_sample": False, "num_captions": captions}
     if search == SAMPLES:
-        temperature = min(max(float(temperature), 0.1), 2.0)
-        captions = _within(num_captions, 1, 5)
+        temperature = _within(float(temperature), *TEMPERATURES)
+        captions = int(_within(num_captions, 1, MAX_CAPTIONS))
         return {"num_beams": 1, "do_sample": True, "temperature": temperature, "num_captions": captions}
     return {"num_beams": 1, "do_sample": False}
 
 
-def _within(value: float, low: int, high: int) -> int:
-    return int(min(max(value, low), high))
+def _within(value: float, low: float, high: float) -> float:
+    return min(max(value, low), high)
 
 
 def look() -> dict[str, Any]:
