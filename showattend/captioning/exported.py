@@ -14,7 +14,7 @@ from showattend.export.onnx_captioner import SETTINGS_FILE, Floats, OnnxCaptione
 
 from .stream import Caption
 
-PRECISIONS = ("int8", "float32", "float16")  # fastest first, on a CPU
+FASTEST_FIRST = ("int8", "float32", "float16")  # on a CPU
 
 
 def is_exported(folder: str | Path) -> bool:
@@ -37,12 +37,13 @@ class ExportedCaptioner:
         threads: int | None = None,
         **search: Any,
     ) -> None:
-        for fastest in PRECISIONS if precision is None else (precision,):
+        precisions = FASTEST_FIRST if precision is None else (precision,)
+        for candidate in precisions:
             try:
-                self.captioner = OnnxCaptioner.from_pretrained(folder, fastest, threads)
+                self.captioner = OnnxCaptioner.from_pretrained(folder, candidate, threads)
                 break
             except ValueError:  # the folder lacks this precision
-                if fastest == PRECISIONS[-1] or precision is not None:
+                if candidate == precisions[-1]:
                     raise
         token_ids = _token_ids(prefix, self.captioner.settings) if prefix else []
         self.search = self.captioner.search(prefix=token_ids, **search)

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from showattend.command_line import CommandParser
-
-PRECISIONS = ["float32", "float16", "int8"]
+from showattend.export import PRECISIONS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

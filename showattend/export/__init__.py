@@ -1,0 +1,1 @@
+PRECISIONS = ("float32", "float16", "int8")

@@ -1,7 +1,7 @@
 """Evaluates an exported captioner: the scores of its captions, its speed and its size, beside those of torch."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,7 +20,7 @@ from .onnx_captioner import OnnxCaptioner
 def evaluate_onnx(
     folder: str | Path,
     dataset: str,
-    precisions: list[str],
+    precisions: Sequence[str],
     checkpoint: str | None = None,
     split: str = "validation",
     image_column: str | None = None,

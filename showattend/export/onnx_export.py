@@ -38,12 +38,11 @@ from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendPr
 from modeling_showattend.modeling_showattend import ImageMemory
 from showattend.checkpoints import load_captioner, weights_digest
 
-from . import onnx_captioner
+from . import PRECISIONS, onnx_captioner
 from .onnx_captioner import SETTINGS_FILE, Floats, OnnxCaptioner, preprocess, read_image
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = ("float32", "float16", "int8")
 # The largest difference from torch: |difference| / |value|, in the 2-norm.
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "int8": 0.5}
 CALIBRATION_IMAGES = 256
