@@ -98,6 +98,16 @@ def make_model(make_config: Callable[..., ShowAttendConfig]) -> Callable[..., Sh
 
 
 @pytest.fixture
+def checkpoint(
+    tmp_path: Path, make_model: Callable[..., ShowAttendForConditionalGeneration], processor: ShowAttendProcessor
+) -> Path:
+    """The folder of a captioner."""
+    make_model().save_pretrained(tmp_path / "captioner")
+    processor.save_pretrained(tmp_path / "captioner")
+    return tmp_path / "captioner"
+
+
+@pytest.fixture
 def image_features() -> torch.Tensor:
     """Features of three images, (3, 4, 512)."""
     return 1.5 * torch.randn(3, 4, 512, generator=torch.Generator().manual_seed(1))

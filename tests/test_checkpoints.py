@@ -7,17 +7,8 @@ from typing import Any
 
 import pytest
 
-from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
+from modeling_showattend import ShowAttendForConditionalGeneration
 from showattend.checkpoints import load_captioner
-
-
-@pytest.fixture
-def checkpoint(
-    tmp_path: Path, make_model: Callable[..., ShowAttendForConditionalGeneration], processor: ShowAttendProcessor
-) -> Path:
-    make_model().save_pretrained(tmp_path / "captioner")
-    processor.save_pretrained(tmp_path / "captioner")
-    return tmp_path / "captioner"
 
 
 def edit(path: Path, **changes: Any) -> None:

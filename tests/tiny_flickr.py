@@ -1,6 +1,7 @@
 """A dataset small enough to train on in a test: sixteen drawings with five captions each, and helpers."""
 
 import io
+import json
 import os
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 import torchvision
+from accelerate.state import AcceleratorState, GradientState
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
@@ -106,6 +108,17 @@ def command_line(folder: Path, output: Path, **changes: Any) -> list[str]:
     """The same as arguments of scripts/train.py; a setting that is None is left to the preset."""
     given = settings(folder, output, **changes)
     return [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
+
+
+def read_log(output: Path) -> list[dict[str, float]]:
+    """A line of figures per epoch of a run."""
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def forget_process() -> None:
+    """Let the next run in this process choose its own devices and precision."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def environment(**changes: str) -> dict[str, str]:

@@ -1,4 +1,3 @@
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -6,13 +5,11 @@ from typing import Any
 import datasets
 import layouts
 import pytest
-from accelerate.state import AcceleratorState, GradientState
 from layouts import CAPTIONS, SPLITS
-from tiny_flickr import draw, environment, make_folder, settings
+from tiny_flickr import draw, environment, forget_process, make_folder, read_log, training_settings
 
 from modeling_showattend import ShowAttendImageProcessor
 from showattend.data.streaming import StreamSteps, stream_captions
-from showattend.training.settings import TrainingSettings
 from showattend.training.trainer import train
 
 
@@ -118,19 +115,17 @@ def test_two_processes_share_a_stream(make_steps: Any) -> None:
 @pytest.fixture
 def no_java(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("PATH", environment()["PATH"])
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    forget_process()
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    forget_process()
 
 
 @pytest.mark.usefixtures("no_java")
 def test_training_on_a_stream(tmp_path: Path) -> None:
     layouts.webdataset(tmp_path / "data")
     changes = dict(dataset=str(tmp_path / "data"), feature_cache="none", streaming_steps=3, epochs=2, num_workers=1)
-    train(TrainingSettings(**settings(make_folder(tmp_path / "tiny"), tmp_path / "run", **changes)))
-    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    train(training_settings(make_folder(tmp_path / "tiny"), tmp_path / "run", **changes))
+    log = read_log(tmp_path / "run")
     assert [line["epoch"] for line in log] == [1, 2]
     assert log[1]["train_loss"] < log[0]["train_loss"]
     assert not (tmp_path / "tiny" / "cache").exists()
@@ -146,6 +141,5 @@ def test_training_on_a_stream(tmp_path: Path) -> None:
     ],
 )
 def test_settings_that_do_not_go_with_a_stream(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    given = settings(tmp_path, tmp_path, **{"streaming_steps": 3, "feature_cache": "none", **changes})
     with pytest.raises(ValueError, match=message):
-        TrainingSettings(**given)
+        training_settings(tmp_path, tmp_path, **{"streaming_steps": 3, "feature_cache": "none", **changes})

@@ -6,16 +6,9 @@ from pathlib import Path
 import datasets
 import layouts
 import pytest
-from accelerate.state import AcceleratorState, GradientState
-from tiny_flickr import environment, make_folder, settings
+from tiny_flickr import environment, forget_process, training_settings
 
-from showattend.training.settings import TrainingSettings
 from showattend.training.trainer import train
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,9 +29,8 @@ def log_of(write: Callable[[Path], None], folder: Path) -> str:
     data, output = folder / write.__name__, folder / f"run-{write.__name__}"
     write(data)
     columns = {"image_column": "picture", "caption_column": "words"} if write is layouts.saved else {}
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    train(TrainingSettings(**settings(folder, output, dataset=str(data), **columns)))
+    forget_process()
+    train(training_settings(folder, output, dataset=str(data), **columns))
     return (output / "log.jsonl").read_text()
 
 

@@ -1,14 +1,12 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_flickr import ROOT, environment, make_folder
 
-from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
 from showattend.checkpoints import load_captioner
 from showattend.commands import evaluate
 from showattend.evaluation.evaluate import evaluate_checkpoint
@@ -16,20 +14,10 @@ from showattend.metrics import caption_statistics, score_captions
 
 pytestmark = pytest.mark.usefixtures("no_java")
 
-MakeModel = Callable[..., ShowAttendForConditionalGeneration]
-
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     return make_folder(tmp_path / "data") / "photos"
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path, make_model: MakeModel, processor: ShowAttendProcessor) -> Path:
-    folder = tmp_path / "checkpoint"
-    make_model().save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
 
 
 def run(*arguments: object, launch: bool = False, **variables: str) -> subprocess.CompletedProcess[str]:

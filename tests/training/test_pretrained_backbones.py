@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from backbones import backbone_config, every_backbone, grid_of, needs_timm
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_flickr import training_settings
+from tiny_flickr import forget_process, read_log, training_settings
 from transformers import (
     BertConfig,
     BertModel,
@@ -34,8 +33,7 @@ MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
 
 
 def train(folder: Path, output: Path, **changes: Any) -> Path:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    forget_process()
     return trainer.train(training_settings(folder, output, **SMALL | changes))
 
 
@@ -46,10 +44,6 @@ def save_backbone(kind: str, folder: Path, **changes: Any) -> dict[str, torch.Te
     backbone.save_pretrained(folder)
     ViTImageProcessor(size={"height": 64, "width": 64}, image_mean=MEAN, image_std=STD).save_pretrained(folder)
     return backbone.state_dict()
-
-
-def read_log(output: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
 
 
 @every_backbone

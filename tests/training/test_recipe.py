@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState, GradientState
-from tiny_flickr import ROOT, command_line
+from tiny_flickr import ROOT, command_line, forget_process
 
 from showattend.training import trainer
 from showattend.training.settings import parse_settings
@@ -35,8 +34,7 @@ def run_recipe(folder: Path, runs: Path) -> str:
         if start is not None:
             small |= dict(init_from=start, tokenizer=None, encoder_name=None, encoder_weights=None)
         arguments = command_line(folder, runs / str(number), **OF_PRESET | small)
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
+        forget_process()
         start = train(parse_settings(arguments))
     assert start is not None
     return hashlib.sha256((start / "model.safetensors").read_bytes()).hexdigest()

@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import set_seed
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_flickr import ROOT, command_line, environment, training_settings
+from tiny_flickr import ROOT, command_line, environment, forget_process, read_log, training_settings
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -37,11 +36,6 @@ TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py")]
 CAPTION_SCORES = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"]
 
 
-def forget_process() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
 def train(folder: Path, output: Path, **changes: Any) -> list[dict[str, float]]:
     """Train in this process, and return the log."""
     forget_process()
@@ -50,10 +44,6 @@ def train(folder: Path, output: Path, **changes: Any) -> list[dict[str, float]]:
     finally:
         forget_process()
     return read_log(output)
-
-
-def read_log(output: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
 
 
 def last_weights(output: Path) -> dict[str, torch.Tensor]:
