@@ -17,15 +17,15 @@ def generation_config(defaults: GenerationConfig, **changes: Any) -> GenerationC
         ValueError: If a field is unknown or out of range, or two contradict each other.
     """
     settings: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
+    for name, least in (("num_beams", 1), ("num_return_sequences", 1), ("max_length", 2)):
+        value = settings.get(name, least)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"`{name}` must be at least {least}, not {value!r}.")
     do_sample = settings.get("do_sample", defaults.do_sample)
     captions = settings.get("num_return_sequences", defaults.num_return_sequences) or 1
     if "num_beams" not in settings:
         settings["num_beams"] = 1 if do_sample else max(captions, defaults.num_beams or 1)
     beams = settings["num_beams"]
-    for name, least in (("num_beams", 1), ("max_length", 2)):
-        value = settings.get(name, least)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"`{name}` must be at least {least}, not {value!r}.")
     if not do_sample and beams < captions:
         raise ValueError(f"{captions} captions of an image need at least as many `num_beams`, not {beams}.")
     if "length_penalty" in settings and beams == 1:

@@ -126,6 +126,8 @@ def test_settings_that_contradict(make_model: MakeModel, processor: ShowAttendPr
         generation_config(config, length_penalty=2.0)
     with pytest.raises(ValueError, match=r"`num_beams` must be at least 1, not 0"):
         generation_config(config, num_beams=0)
+    with pytest.raises(ValueError, match=r"`num_return_sequences` must be at least 1, not '3'"):
+        generation_config(config, num_return_sequences="3")
     with pytest.raises(ValueError, match=r"generate has no setting number_of_beams"):
         generation_config(config, number_of_beams=2)
     config.num_beams = 3
