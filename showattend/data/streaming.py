@@ -28,7 +28,7 @@ STREAM_FEATURES = datasets.Features(
 )
 
 
-def stream_captions(
+def stream_dataset(
     source: str | Path,
     *,
     held_out: int = HELD_OUT,
@@ -124,7 +124,7 @@ class StreamSteps(torch.utils.data.IterableDataset[tuple[list[Batch], int]]):
     its files in another order; rows are shuffled in a buffer and batched by length as in [`Epoch`].
 
     Args:
-        rows: The training rows from [`stream_captions`].
+        rows: The training rows from [`stream_dataset`].
         tokenize: Returns the labels of each of an image's captions.
         steps: The number of optimizer steps. The other arguments are those of [`make_items`], [`StepDataset`] and
             [`Epoch`].

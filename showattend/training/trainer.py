@@ -25,7 +25,7 @@ from showattend.data.batches import Batch, Epoch, StepDataset, make_items, rando
 from showattend.data.captions import load_captions
 from showattend.data.features import FeatureCache
 from showattend.data.pixels import PixelLoader
-from showattend.data.streaming import StreamSteps, stream_captions
+from showattend.data.streaming import StreamSteps, stream_dataset
 from showattend.evaluation.evaluate import caption_images, validation_loss
 from showattend.folders import recover, replacing
 from showattend.metrics import CiderDReward, CiderMeteorReward, score_captions
@@ -109,7 +109,7 @@ class Trainer:
         settings = self.settings
         columns: dict[str, Any] = {"image_column": settings.image_column, "caption_column": settings.caption_column}
         if settings.streaming_steps:
-            self.stream, validation_set = stream_captions(settings.dataset, **columns)
+            self.stream, validation_set = stream_dataset(settings.dataset, **columns)
             self.load_model(validation_set)
             self.load_validation(validation_set)
             return

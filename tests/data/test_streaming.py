@@ -9,7 +9,7 @@ from layouts import CAPTIONS, SPLITS
 from tiny_flickr import draw, environment, forget_process, make_folder, read_log, training_settings
 
 from modeling_showattend import ShowAttendImageProcessor
-from showattend.data.streaming import StreamSteps, stream_captions
+from showattend.data.streaming import StreamSteps, stream_dataset
 from showattend.training.trainer import train
 
 
@@ -20,7 +20,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_stream_with_a_validation_split(tmp_path: Path) -> None:
     layouts.webdataset(tmp_path / "data")
-    rows, validation = stream_captions(tmp_path / "data")
+    rows, validation = stream_dataset(tmp_path / "data")
     names = {split: [name for name in SPLITS if SPLITS[name] == split] for split in ("train", "validation")}
     streamed = list(rows)
     assert [row["captions"] for row in streamed] == [CAPTIONS[name] for name in names["train"]]
@@ -40,7 +40,7 @@ def test_a_stream_without_splits_holds_out_its_first_images(tmp_path: Path, capl
     features = datasets.Features(image=datasets.Image(), text=datasets.Value("string"))
     columns = {"image": [{"path": n, "bytes": b} for n, b, _ in rows], "text": [text for _, _, text in rows]}
     datasets.Dataset.from_dict(columns, features).to_parquet(tmp_path / "data" / "data.parquet")
-    stream, validation = stream_captions(tmp_path / "data", held_out=3)
+    stream, validation = stream_dataset(tmp_path / "data", held_out=3)
     names = list(CAPTIONS)
     assert validation["image_id"][:] == names[:3]
     assert validation["captions"][:] == [CAPTIONS[name] for name in names[:3]]
@@ -54,17 +54,17 @@ def test_a_stream_without_splits_holds_out_its_first_images(tmp_path: Path, capl
 
 def test_what_cannot_be_streamed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"cannot stream .*expected a folder with"):
-        stream_captions(tmp_path)
+        stream_dataset(tmp_path)
     layouts.saved(tmp_path / "saved")
     layouts.webdataset(tmp_path / "data")
     with pytest.raises(ValueError, match="no column words, only"):
-        stream_captions(tmp_path / "data", caption_column="words")
+        stream_dataset(tmp_path / "data", caption_column="words")
 
 
 @pytest.fixture
 def make_steps(tmp_path: Path) -> Any:
     layouts.webdataset(tmp_path / "data")
-    rows, _ = stream_captions(tmp_path / "data")
+    rows, _ = stream_dataset(tmp_path / "data")
 
     def make(process: int = 0, processes: int = 1, batch_size: int = 4, start: int = 0, epoch: int = 0) -> StreamSteps:
         return StreamSteps(
