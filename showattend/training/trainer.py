@@ -34,8 +34,9 @@ from .averaging import between, moving_average
 from .distillation import best_captions, generate_captions
 from .figures import write_log
 from .logit_adjustment import adjust_logits
+from .model import build_model, caption_labels
 from .objectives import CrossEntropy, Objective, SelfCritical
-from .preparation import build_model, caption_labels, check_metric, prepare_output_folder, run_identity
+from .preparation import check_metric, prepare_output_folder, run_identity
 from .settings import TrainingSettings
 
 logger = get_logger(__name__)
