@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -100,8 +101,8 @@ def results_table(results: Sequence[EvalResult]) -> str:
         metric, _, decoding = str(result.metric_name).partition(" (")
         row = rows.setdefault((f"{result.dataset_name} {result.dataset_split}", decoding.removesuffix(")")), {})
         row[metric] = f"{result.metric_value:.1f}"
-        if result.metric_args:
-            low, high = result.metric_args[INTERVAL]
+        if interval := (result.metric_args or {}).get(INTERVAL):
+            low, high = interval
             row[metric] += f" ± {(high - low) / 2:.1f}"
     metrics = [name for name in METRIC_NAMES.values() if any(name in row for row in rows.values())]
     cells = [[*names, *(row.get(name, "") for name in metrics)] for names, row in rows.items()]
@@ -128,7 +129,10 @@ def _table(names: list[str], numbers: list[str], cells: list[list[str]]) -> str:
 def add_evaluation(path: str | Path, figures: dict[str, Any]) -> None:
     """Write what [`evaluate_checkpoint`] returned into a card, in place of results of the same split and decoding.
 
-    The card is created if absent; ValueError if it would be that of another architecture's checkpoint.
+    The card is created if absent.
+
+    Raises:
+        ValueError: If its metadata is invalid, or it is absent and the checkpoint is of another architecture.
     """
     path = Path(path)
     if not path.exists():
@@ -144,7 +148,10 @@ def add_evaluation(path: str | Path, figures: dict[str, Any]) -> None:
         return result.dataset_type, result.dataset_split, str(result.metric_name).partition(" (")[2]
 
     replaced = {measured(result) for result in new}
-    data: Any = ModelCard(text).data
+    try:
+        data: Any = ModelCard(text).data
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} has invalid metadata: {' '.join(str(error).split())}") from error
     old = [result for result in data.eval_results or [] if measured(result) not in replaced]
     path.write_text(with_evaluation(text, old + new))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from backbones import backbone_config
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard
 
 from modeling_showattend import ShowAttendConfig
 from showattend import DEFAULT_CHECKPOINT
@@ -21,6 +21,7 @@ from showattend.hub.model_card import (
     local_links,
     new_card,
     published_card,
+    results_table,
     stored_figures,
     with_stored_figures,
 )
@@ -87,6 +88,29 @@ def test_figures_in_a_card(tmp_path: Path) -> None:
 After.
 """
     )
+
+
+@pytest.mark.parametrize("metadata", ["tags: [a", "- a", "model-index: a"])
+def test_a_card_with_invalid_metadata_stays(metadata: str, tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    card.write_text(f"---\n{metadata}\n---\n")
+    with pytest.raises(ValueError, match=r"README\.md has invalid metadata: ") as error:
+        add_evaluation(card, FIGURES)
+    assert "\n" not in str(error.value)
+    assert card.read_text() == f"---\n{metadata}\n---\n"
+
+
+def test_results_of_others_have_no_interval() -> None:
+    result = EvalResult(
+        task_type="image-to-text",
+        dataset_type="coco",
+        dataset_name="coco",
+        metric_type="bleu",
+        metric_name="BLEU-4 (greedy search)",
+        metric_value=30.04,
+        metric_args={"max_order": 4},
+    )
+    assert "| coco None | greedy search | 30.0 |" in results_table([result])
 
 
 @pytest.mark.parametrize(
