@@ -11,24 +11,14 @@ from showattend.command_line import CommandParser
 PRESETS = Path(__file__).with_name("presets")
 
 
-def _setting(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
-    return field(default=default, metadata={"help": help} | ({"choices": choices} if choices else {}))
+def _setting(default: Any, help: str, choices: Sequence[str] | None = None, least: int | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices, "least": least})
 
 
 # The schedulers of transformers that need no settings of their own.
 SCHEDULERS = (
     *("reduce_lr_on_plateau", "constant", "constant_with_warmup"),
     *("linear", "cosine", "polynomial", "inverse_sqrt"),
-)
-AT_LEAST_1 = (
-    *("max_train_samples", "streaming_steps", "epochs", "batch_size", "gradient_accumulation_steps"),
-    "captions_per_image",
-    *("samples_per_image", "early_stopping_patience", "validation_num_beams", "checkpoint_every"),
-)
-AT_LEAST_0 = (
-    *("learning_rate", "encoder_learning_rate", "weight_decay", "max_grad_norm"),
-    *("plateau_patience", "warmup_steps", "num_workers", "meteor_weight", "generated_captions", "freeze_epochs"),
-    "logit_adjustment",
 )
 METRICS = ("loss", "token_accuracy", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider", "spice")
 
@@ -44,12 +34,14 @@ class TrainingSettings:
     # Data
     image_column: str | None = _setting(None, "Column of the images, if it has none of the usual names.")
     caption_column: str | None = _setting(None, "Column of the captions, if it has none of the usual names.")
-    max_train_samples: int | None = _setting(None, "Train on this many images only.")
+    max_train_samples: int | None = _setting(None, "Train on this many images only.", least=1)
     tokenizer: str = _setting("bert-base-uncased", "Hub id, folder, or vocab.txt of a BERT tokenizer.")
     prune_tokenizer: bool = _setting(False, "Keep only the tokens that the training captions use.")
     keep_final_stop: bool = _setting(True, "Keep the full stop that ends a caption.")
     generated_captions: int = _setting(
-        0, "Also train on this many captions per image that --init-from generates: those closest to the image's own."
+        0,
+        "Also train on this many captions per image that --init-from generates: those closest to the image's own.",
+        least=0,
     )
     max_length: int = _setting(30, "Tokens of a caption, including [CLS] and [SEP]; longer captions are cut.")
     flip: bool = _setting(False, "Mirror each image half the time.")
@@ -62,7 +54,7 @@ class TrainingSettings:
         choices=("disk", "none"),
     )
     streaming_steps: int | None = _setting(
-        None, "Train on the dataset while reading it, in epochs of this many steps; with --feature-cache none."
+        None, "Train on the dataset while reading it, in epochs of this many steps; with --feature-cache none.", least=1
     )
     cache_dir: str = _setting("~/.cache/showattend", "Folder for the features of the frozen encoder.")
 
@@ -75,7 +67,7 @@ class TrainingSettings:
     encoder_weights: str = _setting("IMAGENET1K_V1", "Name of torchvision weights, or a file with a state dict.")
     stride_in_1x1: bool = _setting(False, "The weights are of the original ResNet, which strides in the first 1x1.")
     finetune_last_stages: int = _setting(0, "Train this many of the encoder's last stages.")
-    freeze_epochs: int = _setting(0, "Freeze those stages for this many epochs.")
+    freeze_epochs: int = _setting(0, "Freeze those stages for this many epochs.", least=0)
     embed_size: int = _setting(300, "Length of a token's embedding.")
     attention_dim: int = _setting(256, "Units of the attention's hidden layer.")
     decoder_dim: int = _setting(512, "Units of the LSTM.")
@@ -98,51 +90,56 @@ class TrainingSettings:
         "cross_entropy, or self_critical: reward sampled captions by CIDEr-D (with --init-from).",
         choices=("cross_entropy", "self_critical"),
     )
-    samples_per_image: int = _setting(5, "Captions that self-critical training samples per image.")
-    meteor_weight: float = _setting(0.0, "Weight of METEOR with exact matches, added to the CIDEr-D reward.")
+    samples_per_image: int = _setting(5, "Captions that self-critical training samples per image.", least=1)
+    meteor_weight: float = _setting(0.0, "Weight of METEOR with exact matches, added to the CIDEr-D reward.", least=0)
     baseline: str = _setting(
         "greedy",
         "What a sample's reward is compared with: the greedy caption's, or the mean of the other samples'.",
         choices=("greedy", "samples"),
     )
-    epochs: int = _setting(100, "Passes over the training captions.")
-    batch_size: int = _setting(32, "Captions in a forward pass of one process.")
-    gradient_accumulation_steps: int = _setting(1, "Forward passes of one process before an optimizer step.")
-    captions_per_image: int = _setting(1, "Captions of an image in one batch; 5 save work in the encoder.")
-    learning_rate: float = _setting(3e-4, "Adam's learning rate for the decoder.")
-    encoder_learning_rate: float = _setting(1e-4, "Adam's learning rate for the encoder's trained stages.")
+    epochs: int = _setting(100, "Passes over the training captions.", least=1)
+    batch_size: int = _setting(32, "Captions in a forward pass of one process.", least=1)
+    gradient_accumulation_steps: int = _setting(1, "Forward passes of one process before an optimizer step.", least=1)
+    captions_per_image: int = _setting(1, "Captions of an image in one batch; 5 save work in the encoder.", least=1)
+    learning_rate: float = _setting(3e-4, "Adam's learning rate for the decoder.", least=0)
+    encoder_learning_rate: float = _setting(1e-4, "Adam's learning rate for the encoder's trained stages.", least=0)
     lr_scheduler: str = _setting("reduce_lr_on_plateau", "A scheduler of transformers.", choices=SCHEDULERS)
     plateau_factor: float = _setting(0.1, "reduce_lr_on_plateau: the learning rate is multiplied by this ...")
-    plateau_patience: int = _setting(5, "... after this many epochs without a lower validation loss.")
-    warmup_steps: int = _setting(0, "Optimizer steps in which the learning rate rises from 0 (not on a plateau).")
-    weight_decay: float = _setting(0.0, "AdamW's weight decay (0: Adam).")
+    plateau_patience: int = _setting(5, "... after this many epochs without a lower validation loss.", least=0)
+    warmup_steps: int = _setting(
+        0, "Optimizer steps in which the learning rate rises from 0 (not on a plateau).", least=0
+    )
+    weight_decay: float = _setting(0.0, "AdamW's weight decay (0: Adam).", least=0)
     ema_decay: float = _setting(0.0, "Validate and keep a moving average of the weights with this decay (0: off).")
     average_with_start: float = _setting(
         0.0, "Validate and keep an average with the weights of --init-from, which have this share (0: off)."
     )
     logit_adjustment: float = _setting(
-        0.0, "Validate and keep weights whose output bias favours rare tokens: minus this times their log frequency."
+        0.0,
+        "Validate and keep weights whose output bias favours rare tokens: minus this times their log frequency.",
+        least=0,
     )
-    max_grad_norm: float = _setting(0.0, "Clip the gradient to this norm (0: off).")
+    max_grad_norm: float = _setting(0.0, "Clip the gradient to this norm (0: off).", least=0)
     mixed_precision: str | None = _setting(None, "Default: accelerate's configuration.", choices=("no", "fp16", "bf16"))
     seed: int = _setting(42, "Seeds the initial weights, the order of the captions and dropout.")
-    num_workers: int = _setting(0, "Processes that prefetch features or images.")
+    num_workers: int = _setting(0, "Processes that prefetch features or images.", least=0)
 
     # Validation, checkpoints, logs
     metric_for_best_model: str = _setting(
         "loss", "The validation metric that decides which epoch is best.", choices=METRICS
     )
-    early_stopping_patience: int | None = _setting(None, "Stop after this many epochs without a better metric.")
-    validation_num_beams: int = _setting(1, "Beams of the captions that are scored after each epoch.")
-    checkpoint_every: int = _setting(500, "Optimizer steps from one checkpoint to the next.")
+    early_stopping_patience: int | None = _setting(
+        None, "Stop after this many epochs without a better metric.", least=1
+    )
+    validation_num_beams: int = _setting(1, "Beams of the captions that are scored after each epoch.", least=1)
+    checkpoint_every: int = _setting(500, "Optimizer steps from one checkpoint to the next.", least=1)
     report_to: str = _setting("tensorboard", "accelerate's tracker: tensorboard, wandb, trackio, ... or none.")
 
     def __post_init__(self) -> None:
-        for names, least in ((AT_LEAST_1, 1), (AT_LEAST_0, 0)):
-            for name in names:
-                value = getattr(self, name)
-                if value is not None and not value >= least:  # so that NaN fails as well
-                    raise ValueError(f"`{name}` must be at least {least}, not {value}.")
+        for setting in fields(self):
+            value, least = getattr(self, setting.name), setting.metadata.get("least")
+            if None not in (value, least) and not value >= least:  # so that NaN fails as well
+                raise ValueError(f"`{setting.name}` must be at least {least}, not {value}.")
         if not 0 < self.plateau_factor < 1:
             raise ValueError(f"`plateau_factor` must be between 0 and 1, not {self.plateau_factor}.")
         if self.warmup_steps and self.lr_scheduler in ("reduce_lr_on_plateau", "constant"):
@@ -219,7 +216,8 @@ def settings_parser() -> CommandParser:
         options: dict[str, Any] = {"type": _truth, "nargs": "?", "const": True} if kind is bool else {"type": kind}
         required = setting.default is MISSING
         default = None if required else setting.default
-        parser.add_argument(f"--{name}", default=default, required=required, **options, **setting.metadata)
+        options |= {"help": setting.metadata["help"], "choices": setting.metadata.get("choices")}
+        parser.add_argument(f"--{name}", default=default, required=required, **options)
         if setting.default is True:
             parser.add_argument(f"--no-{name}", dest=setting.name, action="store_false", help=f"--{name} false")
     return parser
