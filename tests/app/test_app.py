@@ -22,6 +22,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tiny_flickr import ROOT
 
 from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
 from showattend.attention.maps import attend
@@ -38,7 +39,6 @@ from gradio_client.exceptions import AppError
 from showattend.app import page, server, uploads
 from showattend.app.views import captions_html
 
-ROOT = Path(__file__).parents[2]
 CHROMIUM = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
 
 

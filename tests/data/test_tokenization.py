@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tiny_flickr import ROOT
 from transformers import AutoTokenizer, BertTokenizer
 
 from showattend.data.tokenization import SPECIAL_TOKENS, load_tokenizer, prune_tokenizer
@@ -158,7 +159,7 @@ def test_the_script_saves_a_tokenizer_of_the_train_captions(
     tmp_path: Path, vocab_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run_script(*arguments: str | Path) -> object:
-        script = str(Path(__file__).parents[2] / "scripts" / "prune_tokenizer.py")
+        script = str(ROOT / "scripts" / "prune_tokenizer.py")
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         with pytest.raises(SystemExit) as exit_:
             runpy.run_path(script, run_name="__main__")

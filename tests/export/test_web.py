@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_flickr import ROOT
 from transformers import BertTokenizer
 
 from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendImageProcessor, ShowAttendProcessor
@@ -28,14 +29,13 @@ if missing := [
     name for name in ("onnx", "onnxscript", "onnxruntime", "playwright") if not importlib.util.find_spec(name)
 ]:
     pytest.skip(f"web/ is tested with {', '.join(missing)}: pip install them", allow_module_level=True)
-if not (shutil.which("node") and (Path(__file__).parents[2] / "web/node_modules/onnxruntime-web").is_dir()):
+if not (shutil.which("node") and (ROOT / "web/node_modules/onnxruntime-web").is_dir()):
     pytest.skip("web/ needs Node.js and its package: npm ci --ignore-scripts --prefix web", allow_module_level=True)
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from showattend.export.onnx_export import export_onnx
 
-ROOT = Path(__file__).parents[2]
 WEB = ROOT / "web"
 CHROMIUM = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "

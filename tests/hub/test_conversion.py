@@ -13,6 +13,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from tiny_flickr import ROOT
 from torch import nn
 from torch.nn import functional as F
 from torchvision import transforms
@@ -20,7 +21,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from showattend.hub.conversion import convert_checkpoint, read_state_dict
 
-ROOT = Path(__file__).parents[2]
 IMAGES = [ROOT / "docs" / "photos" / name for name in ("dog.webp", "horse.webp", "cow.webp")]
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for number in range(40))]
 CLS, SEP = 2, 3

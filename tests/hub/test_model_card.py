@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from backbones import backbone_config
 from huggingface_hub import EvalResult, ModelCard
+from tiny_flickr import ROOT
 
 from modeling_showattend import ShowAttendConfig
 from showattend import DEFAULT_CHECKPOINT
@@ -26,7 +27,6 @@ from showattend.hub.model_card import (
     with_stored_figures,
 )
 
-ROOT = Path(__file__).parents[2]
 CARD = ROOT / "model_card.md"
 UPDATE = "python scripts/update_model_card.py brings it up to date"
 FIGURES: dict[str, Any] = {

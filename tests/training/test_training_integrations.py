@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
+from tiny_flickr import ROOT
 from transformers import EvalPrediction, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
 
 from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
@@ -260,7 +261,7 @@ def test_torch_compile(make_model: MakeModel, image_features: torch.Tensor, tmp_
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert process.returncode == 0, process.stderr
 
