@@ -17,7 +17,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with parser.reporting(2):
         from showattend.data.captions import load_captions
         from showattend.data.tokenization import load_tokenizer, prune_tokenizer
+        from showattend.evaluation.scoring import check_output_dir
 
+        check_output_dir(options.output_dir)  # save_pretrained returns without an error if it is a file
         tokenizer = load_tokenizer(options.tokenizer)
         dataset = load_captions(options.dataset, seed=options.seed, **given(options, "image_column", "caption_column"))
         if "train" not in dataset:

@@ -181,3 +181,7 @@ def test_the_script_saves_a_tokenizer_of_the_train_captions(
 
     assert run_script("--dataset", data, "--tokenizer", tmp_path / "no.txt", "--output-dir", tmp_path / "pruned") == 2
     assert capsys.readouterr().err == f"error: there is no vocabulary file {tmp_path / 'no.txt'}\n"
+
+    (tmp_path / "file").touch()
+    assert run_script("--dataset", data, "--tokenizer", vocab_file, "--output-dir", tmp_path / "file") == 2
+    assert capsys.readouterr().err.endswith("file cannot be written: File exists.\n")
