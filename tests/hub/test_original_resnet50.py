@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from modeling_showattend import ShowAttendImageProcessor
+from showattend.commands import fetch_original_resnet50
 from showattend.hub import original_resnet50
 from showattend.hub.original_resnet50 import convolution, download, to_torchvision
 from showattend.training.encoder_weights import load_encoder_weights
@@ -112,3 +113,16 @@ def test_unpacking(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(original_resnet50, "SHA256", "0")
     with pytest.raises(OSError, match="its hash differs"):
         download(tmp_path)
+
+
+def test_where_the_command_writes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = {"conv1.weight": torch.ones(2)}
+    for name, result in (("download", tmp_path), ("read_layers_model", {}), ("to_torchvision", weights)):
+        monkeypatch.setattr(original_resnet50, name, lambda _, result=result: result)
+    assert fetch_original_resnet50.main([str(tmp_path / "new" / "resnet50.safetensors")]) == 0
+    assert torch.equal(load_file(tmp_path / "new" / "resnet50.safetensors")["conv1.weight"], torch.ones(2))
+    with pytest.raises(SystemExit, match="2"):
+        fetch_original_resnet50.main([str(tmp_path)])
+    assert capsys.readouterr().err == f"error: {tmp_path}: Is a directory\n"
