@@ -1,5 +1,6 @@
 """Training objectives: cross entropy of reference captions, or minus the reward of sampled ones."""
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -28,19 +29,20 @@ class Objective(Protocol):
         ...
 
 
+@dataclass
 class CrossEntropy:
     """The mean cross entropy per token, with teacher forcing."""
 
-    uses_dropout = True
+    model: nn.Module
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    uses_dropout = True
 
     def __call__(self, batch: Batch, num_labels: int, num_batches: int) -> tuple[torch.Tensor, torch.Tensor]:
         output = self.model(**batch.inputs, labels=batch.labels, num_items_in_batch=num_labels, skip_logits=True)
         return output.loss, output.loss.detach()
 
 
+@dataclass
 class SelfCritical:
     """Minus the advantage-weighted log probability of sampled captions; logs minus their mean reward.
 
@@ -50,20 +52,15 @@ class SelfCritical:
         sampling: Arguments of [`sample_captions`]: samples, baseline and max_length.
     """
 
+    accelerator: Accelerator
+    model: nn.Module
+    captioner: ShowAttendForConditionalGeneration
+    processor: ShowAttendProcessor
+    reward: CiderDReward
+    sampling: dict[str, Any]
+
     # The gradient must belong to the distribution that captions are sampled from, which has no dropout.
     uses_dropout = False
-
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        model: nn.Module,
-        captioner: ShowAttendForConditionalGeneration,
-        processor: ShowAttendProcessor,
-        reward: CiderDReward,
-        **sampling: Any,
-    ) -> None:
-        self.accelerator, self.model, self.captioner = accelerator, model, captioner
-        self.processor, self.reward, self.sampling = processor, reward, sampling
 
     def __call__(self, batch: Batch, num_labels: int, num_batches: int) -> tuple[torch.Tensor, torch.Tensor]:
         # A separate autocast: its cache would hand weights cast without a gradient to the forward pass below.

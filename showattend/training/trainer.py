@@ -213,9 +213,7 @@ class Trainer:
             self.model,
             self.processor,
             CiderMeteorReward(self.references, weight) if weight else CiderDReward(self.references),
-            samples=settings.samples_per_image,
-            baseline=settings.baseline,
-            max_length=settings.max_length,
+            dict(samples=settings.samples_per_image, baseline=settings.baseline, max_length=settings.max_length),
         )
 
     def steps_of(self, epoch: int, start: int = 0) -> StepDataset | StreamSteps:
