@@ -37,15 +37,15 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(prog=f"showattend {command}", description=description, **settings)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        hyphenated = [
-            re.sub(r"^--[\w-]+", lambda option: option[0].replace("_", "-"), argument)
-            for argument in (sys.argv[1:] if args is None else args)
-        ]
-        for before, argument in pairwise(["", *hyphenated]):
+        arguments = list(sys.argv[1:] if args is None else args)
+        end = arguments.index("--") if "--" in arguments else len(arguments)  # names follow, not options
+        for number, argument in enumerate(arguments[:end]):
+            arguments[number] = re.sub(r"^--[\w-]+", lambda option: option[0].replace("_", "-"), argument)
+        for before, argument in pairwise(["", *arguments]):
             flag, equals, value = argument.partition("=") if argument.startswith("--") else (before, "=", argument)
             if equals and not value and flag not in TEXTS:
                 self.error("an argument is empty")
-        return super().parse_known_args(hyphenated, namespace)
+        return super().parse_known_args(arguments, namespace)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}\n")

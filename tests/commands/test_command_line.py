@@ -98,9 +98,9 @@ def test_underscores_are_hyphens() -> None:
     add_search(parser)
     parser.add_argument("--prefix")
     parser.add_argument("names", nargs="*")
-    options = parser.parse_args(["--num_beams=3", "--max-length", "9", "--prefix=a_b", "--", "c_d.jpg"])
+    options = parser.parse_args(["--num_beams=3", "--max-length", "9", "--prefix=a_b", "--", "c_d.jpg", "--e_f.jpg"])
     assert given(options, "num_beams", "length_penalty", "max_length") == {"num_beams": 3, "max_length": 9}
-    assert (options.prefix, options.names) == ("a_b", ["c_d.jpg"])
+    assert (options.prefix, options.names) == ("a_b", ["c_d.jpg", "--e_f.jpg"])
 
 
 @pytest.mark.parametrize("argument", [["--captions="], ["--captions", ""], ["--dataset", ""], ["--output_dir="]])
