@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
 from modeling_showattend import ShowAttendImageProcessor
+from showattend.__main__ import main
 from showattend.training.settings import TrainingSettings
 
 ROOT = Path(__file__).parent.parent
@@ -119,6 +120,14 @@ def forget_process() -> None:
     """Let the next run in this process choose its own devices and precision."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+def run_command(*arguments: object) -> int:
+    """The exit code of a subcommand, run in this process."""
+    try:
+        return main(list(map(str, arguments)))
+    except SystemExit as stop:
+        return int(stop.code or 0)
 
 
 def environment(**changes: str) -> dict[str, str]:

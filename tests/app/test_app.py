@@ -22,7 +22,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tiny_flickr import ROOT
+from tiny_flickr import ROOT, run_command
 
 from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
 from showattend.attention.maps import attend
@@ -465,15 +465,7 @@ def test_an_image_that_is_chosen_while_others_are_served_is_captioned(
     visitor.window.close()
 
 
-# The script and the Space
-
-
-def run_script(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> object:
-    monkeypatch.setattr(sys, "argv", ["app.py", *map(str, arguments)])
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    with pytest.raises(SystemExit) as exit:
-        runpy.run_path(str(ROOT / "scripts" / "app.py"), run_name="__main__")
-    return exit.value.code
+# The command and the Space
 
 
 def test_wrong_arguments_and_a_missing_gradio_give_one_sentence(
@@ -486,9 +478,10 @@ def test_wrong_arguments_and_a_missing_gradio_give_one_sentence(
     model.save_pretrained(tmp_path / "checkpoint")
     processor.save_pretrained(tmp_path / "checkpoint")
     capsys.readouterr()
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
 
     def error(*arguments: object) -> str:
-        assert run_script(monkeypatch, *arguments) == 2
+        assert run_command("app", *arguments) == 2
         output = capsys.readouterr()
         assert output.out == "" and output.err.startswith("error: ") and output.err.count("\n") == 1
         return output.err

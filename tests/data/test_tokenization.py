@@ -1,10 +1,8 @@
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny_flickr import ROOT
+from tiny_flickr import run_command
 from transformers import AutoTokenizer, BertTokenizer
 
 from showattend.data.tokenization import SPECIAL_TOKENS, load_tokenizer, prune_tokenizer
@@ -155,15 +153,12 @@ def test_nothing_to_prune_to_is_an_error(tokenizer: BertTokenizer) -> None:
         prune_tokenizer(tokenizer, ["", "\N{SNOWMAN}"])
 
 
-def test_the_script_saves_a_tokenizer_of_the_train_captions(
-    tmp_path: Path, vocab_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_command_saves_a_tokenizer_of_the_train_captions(
+    tmp_path: Path, vocab_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run_script(*arguments: str | Path) -> object:
-        script = str(ROOT / "scripts" / "prune_tokenizer.py")
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            runpy.run_path(script, run_name="__main__")
-        return exit_.value.code
+    def prune(tokenizer: Path, output_dir: Path) -> int:
+        arguments = ["--dataset", data, "--tokenizer", tokenizer, "--output_dir", output_dir]
+        return run_command("prune-tokenizer", *arguments)
 
     data = tmp_path / "data"
     (data / "Images").mkdir(parents=True)
@@ -173,15 +168,15 @@ def test_the_script_saves_a_tokenizer_of_the_train_captions(
     (data / "Flickr_8k.trainImages.txt").write_text("1.jpg\n")
     (data / "Flickr_8k.devImages.txt").write_text("2.jpg\n")
 
-    assert run_script("--dataset", data, "--tokenizer", vocab_file, "--output_dir", tmp_path / "pruned") == 0
+    assert prune(vocab_file, tmp_path / "pruned") == 0
     vocab = AutoTokenizer.from_pretrained(tmp_path / "pruned").get_vocab()
     assert {"the", "dog"} <= vocab.keys()
     assert not {"two", "horses"} & vocab.keys()
     assert f"{len(vocab)} of {len(TOKENS)} tokens" in capsys.readouterr().out
 
-    assert run_script("--dataset", data, "--tokenizer", tmp_path / "no.txt", "--output-dir", tmp_path / "pruned") == 2
+    assert prune(tmp_path / "no.txt", tmp_path / "pruned") == 2
     assert capsys.readouterr().err == f"error: there is no vocabulary file {tmp_path / 'no.txt'}\n"
 
     (tmp_path / "file").touch()
-    assert run_script("--dataset", data, "--tokenizer", vocab_file, "--output-dir", tmp_path / "file") == 2
+    assert prune(vocab_file, tmp_path / "file") == 2
     assert capsys.readouterr().err.endswith("file cannot be written: File exists.\n")

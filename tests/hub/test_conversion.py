@@ -2,8 +2,6 @@
 
 import io
 import os
-import runpy
-import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from tiny_flickr import ROOT
+from tiny_flickr import ROOT, run_command
 from torch import nn
 from torch.nn import functional as F
 from torchvision import transforms
@@ -316,18 +314,11 @@ def test_a_state_dict_that_does_not_fit_is_refused(
     assert not (tmp_path / "converted").exists()
 
 
-def test_the_script_converts_and_reports_errors_in_one_line(
-    state: StateDict, vocab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_command_converts_and_reports_errors_in_one_line(
+    state: StateDict, vocab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run_script(*arguments: str | Path) -> object:
-        script = str(ROOT / "scripts" / "convert_original.py")
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            runpy.run_path(script, run_name="__main__")
-        return exit_.value.code
-
     torch.save(state, tmp_path / "model.pth")
-    assert run_script(tmp_path / "model.pth", tmp_path / "converted", "--tokenizer", vocab) == 0
+    assert run_command("convert-original", tmp_path / "model.pth", tmp_path / "converted", "--tokenizer", vocab) == 0
     assert (tmp_path / "converted" / "model.safetensors").exists()
     assert (tmp_path / "converted" / "tokenizer.json").exists()
     capsys.readouterr()
@@ -336,7 +327,7 @@ def test_the_script_converts_and_reports_errors_in_one_line(
         [tmp_path / "model.pth", vocab, "--tokenizer", vocab],
         [tmp_path / "model.pth", tmp_path / "converted", "--tokenizer", tmp_path / "no.txt"],
     ):
-        assert run_script(*wrong) == 2
+        assert run_command("convert-original", *wrong) == 2
         captured = capsys.readouterr().err
         assert captured.startswith("error: ")
         assert captured.count("\n") == 1

@@ -6,7 +6,6 @@ The Hub is hub_server.py; huggingface_hub and transformers talk to it as to the 
 import json
 import os
 import pickle
-import runpy
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,7 @@ import transformers.utils.hub
 from hub_server import TOKEN, Hub, running_hub
 from safetensors.torch import load_file, save_file
 from test_auto_classes import FILES, Json, in_process, run
-from tiny_flickr import ROOT, environment
+from tiny_flickr import ROOT, environment, run_command
 
 from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
 from modeling_showattend.pipeline_showattend import ImageCaptioningPipeline
@@ -264,13 +263,7 @@ def test_dry_run_and_mistakes(
     hub: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def script(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-        code = 0
-        try:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
+        return run_command("push-to-hub", *arguments), *capsys.readouterr()
 
     code, out, _ = script(checkpoint, "someone/tiny", "--dry-run")
     assert code == 0 and not hub.requests
