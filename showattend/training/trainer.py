@@ -112,17 +112,31 @@ class Trainer:
         if settings.streaming_steps:
             self.stream, validation_set = stream_dataset(settings.dataset, **columns)
             self.load_model(validation_set)
-            self.load_validation(validation_set)
-            return
-        with self.accelerator.main_process_first():
-            dataset = load_captions(
-                settings.dataset, max_train_samples=settings.max_train_samples, seed=settings.seed, **columns
-            )
-        for split in ("train", "validation"):
-            if split not in dataset:
-                raise ValueError(f"{settings.dataset} has no {split} split, and training needs one.")
-        train_set = dataset["train"]
-        self.load_model(train_set)
+        else:
+            with self.accelerator.main_process_first():
+                dataset = load_captions(
+                    settings.dataset, max_train_samples=settings.max_train_samples, seed=settings.seed, **columns
+                )
+            for split in ("train", "validation"):
+                if split not in dataset:
+                    raise ValueError(f"{settings.dataset} has no {split} split, and training needs one.")
+            train_set, validation_set = dataset["train"], dataset["validation"]
+            self.load_model(train_set)
+            self.load_training(train_set)
+        self.load_validation(validation_set)
+
+    def load_model(self, train_set: Dataset) -> None:
+        self.model, self.processor = build_model(self.settings, train_set)
+        self.model.to(self.accelerator.device)
+        self.images: FeatureCache | PixelLoader = PixelLoader(self.processor.image_processor)
+        if self.settings.feature_cache == "disk":
+            # float16 overflows with some encoders' activations.
+            dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
+            cache_dir = Path(self.settings.cache_dir).expanduser()
+            self.images = FeatureCache(cache_dir, self.model.encoder, self.processor.image_processor, dtype)
+
+    def load_training(self, train_set: Dataset) -> None:
+        settings = self.settings
         train_images = self.images.build(train_set, flipped=settings.flip)
         image_ids = train_set["image_id"]
         self.references = dict(zip(image_ids, train_set["captions"], strict=True))
@@ -142,18 +156,6 @@ class Trainer:
             captions = {image_id: [*captions[image_id], *best[image_id]] for image_id in image_ids}
         labels = caption_labels(captions.values(), self.processor, settings)
         self.items = make_items(train_images, image_ids, labels, settings.captions_per_image)
-
-        self.load_validation(dataset["validation"])
-
-    def load_model(self, train_set: Dataset) -> None:
-        self.model, self.processor = build_model(self.settings, train_set)
-        self.model.to(self.accelerator.device)
-        self.images: FeatureCache | PixelLoader = PixelLoader(self.processor.image_processor)
-        if self.settings.feature_cache == "disk":
-            # float16 overflows with some encoders' activations.
-            dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
-            cache_dir = Path(self.settings.cache_dir).expanduser()
-            self.images = FeatureCache(cache_dir, self.model.encoder, self.processor.image_processor, dtype)
 
     def load_validation(self, validation_set: Dataset) -> None:
         self.validation_set = validation_set
