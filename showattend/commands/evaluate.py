@@ -58,10 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.captions:
             figures = evaluate_captions(options.captions, **shared)
         else:
+            from accelerate import PartialState
+
             from showattend.evaluation.evaluate import evaluate_checkpoint
 
             settings = given(options, "batch_size", "prompt") | search
             figures = evaluate_checkpoint(options.checkpoint, **shared, **settings, **generation)
+            PartialState().destroy_process_group()  # else a process that ends before the others may crash
     if not figures:  # not the main process
         return 0
     if options.model_card:

@@ -190,7 +190,7 @@ def test_names_and_captions_that_no_file_can_hold(tmp_path: Path, caplog: pytest
     assert sorted(problems(caplog)) == [
         "metadata.jsonl, row 2: half a surrogate pair, which is not text, in 'green_circle.jpg'",
         "metadata.jsonl, row 3: half a surrogate pair, which is not text, in 'blue_\\udcff.jpg'",
-        "metadata.jsonl, row 4: photo 'nul\\x00.jpg': embedded null byte",
+        "metadata.jsonl, row 4: image 'nul\\x00.jpg': embedded null byte",
         f"metadata.jsonl, row 5: expected JSON, got {'[' * 80!r}",
     ]
 
@@ -250,7 +250,7 @@ def test_bad_rows_of_coco(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
         f"{file}, annotations[5]: expected the image_id of one of the images, and a caption",
         f"{file}, annotations[1]: the caption is empty",
         f"{file}, images[3]: 'green_circle.jpg' has no caption",
-        f"{file}, annotations[3]: photo 'gone.jpg': not found",
+        f"{file}, annotations[3]: image 'gone.jpg': not found",
     ]
 
 

@@ -375,7 +375,6 @@ def test_a_caption_without_words(chromium: Browser, dist: Path, images: list[Pat
 
 def test_a_wrong_folder_or_precision_gives_one_sentence(captioner: OnnxCaptioner, dist: Path, tmp_path: Path) -> None:
     for arguments, message in (
-        ([], "npm run build"),
         ([tmp_path / "none"], str(tmp_path / "none")),
         ([dist.parent / "onnx", "int8", tmp_path], "holds float32, not"),
     ):
