@@ -219,6 +219,11 @@ def test_other_settings_are_refused(folder: Path, tmp_path: Path, monkeypatch: p
     ):
         train(folder, output, batch_size=4, dropout=0.1)
     assert (output / "settings.json").read_text() == recorded
+    older = {name: value for name, value in json.loads(recorded).items() if name != "logit_adjustment"}
+    (output / "settings.json").write_text(json.dumps(older))  # of a version that did not have this setting
+    train(folder, output)
+    with pytest.raises(ValueError, match=r"another logit_adjustment:"):
+        train(folder, output, logit_adjustment=0.5)
     monkeypatch.setattr(Accelerator, "num_processes", 2)
     with pytest.raises(ValueError, match="another num_processes:"):  # steps would be counted in other batches
         train(folder, output)
