@@ -114,11 +114,6 @@ class TrainingSettings:
     average_with_start: float = _setting(
         0.0, "Validate and keep an average with the weights of --init-from, which have this share (0: off)."
     )
-    logit_adjustment: float = _setting(
-        0.0,
-        "Validate and keep weights whose output bias favours rare tokens: minus this times their log frequency.",
-        least=0,
-    )
     max_grad_norm: float = _setting(0.0, "Clip the gradient to this norm (0: off).", least=0)
     mixed_precision: str | None = _setting(None, "Default: accelerate's configuration.", choices=("no", "fp16", "bf16"))
     seed: int = _setting(42, "Seeds the initial weights, the order of the captions and dropout.")
@@ -173,7 +168,7 @@ class TrainingSettings:
             raise ValueError("`streaming_steps` needs `feature_cache` none: a stream is not cached.")
         if self.num_workers > 1:
             raise ValueError(f"`streaming_steps` has one reader: `num_workers` must be 0 or 1, not {self.num_workers}.")
-        for name in ("max_train_samples", "prune_tokenizer", "generated_captions", "logit_adjustment"):
+        for name in ("max_train_samples", "prune_tokenizer", "generated_captions"):
             if getattr(self, name):
                 raise ValueError(f"`{name}` needs all training captions, which `streaming_steps` does not load.")
         if self.objective == "self_critical":

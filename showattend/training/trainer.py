@@ -33,7 +33,6 @@ from showattend.metrics import CiderDReward, CiderMeteorReward, score_captions
 from .averaging import between, moving_average
 from .distillation import best_captions, generate_captions
 from .figures import write_log
-from .logit_adjustment import adjust_logits
 from .model import build_model, caption_labels
 from .objectives import CrossEntropy, Objective, SelfCritical
 from .preparation import check_metric, prepare_output_folder, run_identity
@@ -192,7 +191,7 @@ class Trainer:
             scheduler_specific_kwargs=plateau if self.on_plateau else None,
         )
         # Copy before `prepare`, which replaces the model's forward by one bound to this model.
-        self.start = copy.deepcopy(self.model) if settings.average_with_start or settings.logit_adjustment else None
+        self.start = copy.deepcopy(self.model) if settings.average_with_start else None
         self.average = moving_average(self.model, settings.ema_decay) if settings.ema_decay else None
         self.wrapped, self.optimizer = accelerator.prepare(self.model, optimizer)
         accelerator.register_for_checkpointing(self.scheduler)
@@ -355,13 +354,7 @@ class Trainer:
     def judged(self) -> ShowAttendForConditionalGeneration:
         """The weights that are validated and kept."""
         model = self.model if self.average is None else cast(ShowAttendForConditionalGeneration, self.average.module)
-        if self.start is None:
-            return model
-        model = between(self.start, model, self.settings.average_with_start)
-        if self.settings.logit_adjustment:
-            labels = (token for item in self.items for tokens in item.labels for token in tokens)
-            adjust_logits(model, labels, self.settings.logit_adjustment)
-        return model
+        return model if self.start is None else between(self.start, model, self.settings.average_with_start)
 
     def keep_best(self, figures: dict[str, Any]) -> None:
         metric, progress = self.settings.metric_for_best_model, self.progress

@@ -24,7 +24,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import showattend.training.trainer as training
 from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
-from showattend.data.captions import load_captions
 from showattend.folders import recover, replacing
 from showattend.metrics.ptb import find_java
 from showattend.training import objectives
@@ -219,11 +218,11 @@ def test_other_settings_are_refused(folder: Path, tmp_path: Path, monkeypatch: p
     ):
         train(folder, output, batch_size=4, dropout=0.1)
     assert (output / "settings.json").read_text() == recorded
-    older = {name: value for name, value in json.loads(recorded).items() if name != "logit_adjustment"}
+    older = {name: value for name, value in json.loads(recorded).items() if name != "weight_decay"}
     (output / "settings.json").write_text(json.dumps(older))  # of a version that did not have this setting
     train(folder, output)
-    with pytest.raises(ValueError, match=r"another logit_adjustment:"):
-        train(folder, output, logit_adjustment=0.5)
+    with pytest.raises(ValueError, match=r"another weight_decay:"):
+        train(folder, output, weight_decay=0.5)
     monkeypatch.setattr(Accelerator, "num_processes", 2)
     with pytest.raises(ValueError, match="another num_processes:"):  # steps would be counted in other batches
         train(folder, output)
@@ -500,29 +499,6 @@ def test_average_with_the_start(folder: Path, tmp_path: Path, overfitted: Path) 
             torch.testing.assert_close(best[name], 0.75 * start[name] + 0.25 * end, rtol=0, atol=1e-6)
         if name.startswith("encoder."):
             assert torch.equal(best[name], start[name])  # to the last bit: cached features stay valid
-
-
-def test_logit_adjustment(folder: Path, tmp_path: Path, overfitted: Path) -> None:
-    """Against the definition, token by token; the training itself is as without it."""
-    settings: dict[str, Any] = dict(init_from=str(overfitted / "best"), dropout=0.0)
-    train(folder, tmp_path / "plain", **settings)
-    train(folder, tmp_path / "run", logit_adjustment=0.5, **settings)
-    processor = AutoProcessor.from_pretrained(overfitted / "best")
-    end = processor.tokenizer.sep_token_id
-    captions = [text for texts in load_captions(str(folder / "photos"))["train"]["captions"] for text in texts]
-    labels = processor(text_target=captions, max_length=16)["labels"]
-    tokens = [token for ids in labels for token in ids if token not in (-100, end)]
-    counts = {token: tokens.count(token) for token in tokens}
-    mean = sum(count * math.log(count) for count in counts.values()) / len(tokens)
-    plain, adjusted = (load_file(tmp_path / run / "best" / "model.safetensors") for run in ("plain", "run"))
-    bias = plain.pop("decoder.fcn.bias")
-    expected = [value - 0.5 * (math.log(counts[i]) - mean) if i in counts else value for i, value in enumerate(bias)]
-    torch.testing.assert_close(adjusted.pop("decoder.fcn.bias"), torch.tensor(expected))
-    assert all(torch.equal(weight, plain[name]) for name, weight in adjusted.items())
-    weights = [last_weights(tmp_path / run) for run in ("plain", "run")]
-    assert all(torch.equal(weight, weights[0][name]) for name, weight in weights[1].items())
-    logs = [read_log(tmp_path / run)[0] for run in ("plain", "run")]
-    assert logs[0]["train_loss"] == logs[1]["train_loss"] and logs[0]["loss"] != logs[1]["loss"]
 
 
 def test_generated_captions_are_trained_on(folder: Path, tmp_path: Path, overfitted: Path) -> None:
