@@ -1,4 +1,4 @@
-"""Train a captioner: `accelerate launch -m showattend train --dataset FOLDER_OR_ID --output-dir RUN --preset tuned`."""
+"""Train a captioner: `showattend train --dataset FOLDER_OR_ID --output-dir RUN --preset tuned`."""
 
 import logging
 from collections.abc import Sequence
