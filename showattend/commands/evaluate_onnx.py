@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from showattend.command_line import CommandParser, given, whole_number
-from showattend.export import PRECISIONS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -11,7 +10,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", metavar="FOLDER", help="what showattend export-onnx wrote")
     parser.add_dataset(split=True)
     parser.add_argument("--checkpoint", help="the captioner that was exported, to measure torch as well")
-    parser.add_argument("--precision", nargs="+", default=PRECISIONS)
+    parser.add_argument("--precision", nargs="+", help="default: all that FOLDER holds")
     parser.add_argument("--num-beams", metavar="N", type=whole_number(1), help="1: greedy search; default: as exported")
     options = parser.parse_args(arguments)
     with parser.reporting(2):

@@ -20,7 +20,7 @@ from .onnx_captioner import OnnxCaptioner
 def evaluate_onnx(
     folder: str | Path,
     dataset: str,
-    precisions: Sequence[str],
+    precisions: Sequence[str] | None = None,
     checkpoint: str | None = None,
     split: str = "validation",
     image_column: str | None = None,
@@ -32,6 +32,7 @@ def evaluate_onnx(
     Args:
         folder: What `showattend export-onnx` wrote.
         dataset: As in [`load_captions`], as are `image_column` and `caption_column`.
+        precisions: By default all that the folder holds.
         checkpoint: The captioner that was exported, to be evaluated as `torch`.
         generation: `num_beams`, `length_penalty` or `max_length`; what is left out is as exported.
 
@@ -43,6 +44,8 @@ def evaluate_onnx(
     captioners: dict[str, tuple[float, Callable[[Any], str]]] = {}
     if checkpoint is not None:
         captioners["torch"] = _torch_captioner(checkpoint, generation)
+    if precisions is None:
+        precisions = list(OnnxCaptioner.from_pretrained(folder).settings["files"])
     for precision in precisions:
         captioners[precision] = _onnx_captioner(Path(folder), precision, generation)
     images = load_split(dataset, split, image_column, caption_column)

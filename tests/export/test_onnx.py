@@ -612,6 +612,15 @@ def test_evaluation_script(export: Callable[[str], Path], tmp_path: Path, monkey
     assert all(f"\ncider    {figures['torch']['cider']:>6}  [" in report for report in reports[:2])
     assert "  +0.0 [+0.0, +0.0], equal\n" in reports[1]
 
+    # Without --precision, what the folder holds.
+    int8_only = tmp_path / "int8"
+    shutil.copytree(exported / "onnx", int8_only)
+    settings = json.loads((int8_only / "captioner.json").read_text())
+    settings["files"] = {"int8": settings["files"]["int8"]}
+    (int8_only / "captioner.json").write_text(json.dumps(settings))
+    code, out, _ = run(EVALUATE, int8_only, "--dataset", dataset)
+    assert code == 0 and [line.split("|")[1].strip() for line in out.split("\n\n")[0].splitlines()[2:]] == ["int8"]
+
     for wrong, message in (
         (["--precision=int4"], "not the precision 'int4'"),
         (["--num-beams=0"], "--num-beams: '0' is not a whole number from 1"),
