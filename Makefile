@@ -43,7 +43,7 @@ help:
 caption: $(VENV)/.runtime-installed
 	@"$(VENV)/bin/python" scripts/caption.py --checkpoint "$$CHECKPOINT" "$$IMAGE"
 
-# Three phases of training; docs/training says why each. The same command resumes: a phase that is complete is skipped.
+# Five phases of training; docs/training says why each. The same command resumes: a phase that is complete is skipped.
 # Without `accelerate launch`, which gives a process on a CPU one thread unless OMP_NUM_THREADS is set.
 TRAIN = "$(VENV)/bin/python" -m showattend train --dataset "$(DATASET)"
 checkpoint: $(VENV)/.dev-installed
@@ -53,7 +53,9 @@ checkpoint: $(VENV)/.dev-installed
 		--encoder-weights "$(RUNS)/resnet50.safetensors" --stride-in-1x1 true
 	$(TRAIN) --preset self_critical --output-dir "$(RUNS)/2" --init-from "$(RUNS)/1/best"
 	$(TRAIN) --preset distil --output-dir "$(RUNS)/3" --init-from "$(RUNS)/2/best"
-	"$(VENV)/bin/python" -m showattend pack-checkpoint "$(RUNS)/3/best" "$(CHECKPOINT)" --num-beams 5 \
+	$(TRAIN) --preset self_critical --output-dir "$(RUNS)/4" --init-from "$(RUNS)/3/best"
+	$(TRAIN) --preset distil_again --output-dir "$(RUNS)/5" --init-from "$(RUNS)/4/best" --average-with "$(RUNS)/2/best"
+	"$(VENV)/bin/python" -m showattend pack-checkpoint "$(RUNS)/5/best" "$(CHECKPOINT)" --num-beams 3 \
 		--no-repeat-ngram-size 3
 
 test: $(VENV)/.dev-installed

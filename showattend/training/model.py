@@ -59,6 +59,21 @@ def build_model(
     return model, ShowAttendProcessor(image_processor, tokenizer)
 
 
+def load_for_average(
+    folder: str, model: ShowAttendForConditionalGeneration, processor: ShowAttendProcessor
+) -> ShowAttendForConditionalGeneration:
+    """Load the captioner whose weights are averaged with those of `model`.
+
+    Raises:
+        ValueError: If it has other sizes or another vocabulary.
+    """
+    other, other_processor = load_captioner(folder)
+    shapes, other_shapes = ([p.shape for p in captioner.parameters()] for captioner in (model, other))
+    if shapes != other_shapes or processor.tokenizer.get_vocab() != other_processor.tokenizer.get_vocab():
+        raise ValueError(f"`average_with` {folder} has other sizes or another vocabulary than `init_from`.")
+    return other.to(model.device)  # type: ignore[arg-type]
+
+
 def caption_labels(
     captions_of_images: Iterable[list[str]], processor: ShowAttendProcessor, settings: TrainingSettings
 ) -> list[list[list[int]]]:

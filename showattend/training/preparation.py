@@ -25,8 +25,10 @@ def run_identity(settings: TrainingSettings, num_processes: int) -> dict[str, An
     Steps are counted in batches of all processes, and averages and generated captions depend on the start's weights.
     """
     identity = dataclasses.asdict(settings) | {"num_processes": num_processes}
-    if settings.init_from is not None and (Path(settings.init_from) / "model.safetensors").is_file():
-        identity["weights_of_init_from"] = weights_digest(settings.init_from)
+    for name in ("init_from", "average_with"):
+        folder = getattr(settings, name)
+        if folder is not None and (Path(folder) / "model.safetensors").is_file():
+            identity[f"weights_of_{name}"] = weights_digest(folder)
     return identity
 
 

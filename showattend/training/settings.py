@@ -114,6 +114,11 @@ class TrainingSettings:
     average_with_start: float = _setting(
         0.0, "Validate and keep an average with the weights of --init-from, which have this share (0: off)."
     )
+    average_with: str | None = _setting(
+        None,
+        "Average the result once more, with this captioner (a folder or Hub id), from which the start was trained.",
+    )
+    average_with_share: float = _setting(0.25, "The share of the weights of --average-with.")
     max_grad_norm: float = _setting(0.0, "Clip the gradient to this norm (0: off).", least=0)
     mixed_precision: str | None = _setting(None, "Default: accelerate's configuration.", choices=("no", "fp16", "bf16"))
     seed: int = _setting(42, "Seeds the initial weights, the order of the captions and dropout.")
@@ -139,7 +144,7 @@ class TrainingSettings:
             raise ValueError(f"`plateau_factor` must be between 0 and 1, not {self.plateau_factor}.")
         if self.warmup_steps and self.lr_scheduler in ("reduce_lr_on_plateau", "constant"):
             raise ValueError(f"`lr_scheduler` {self.lr_scheduler} has no warm-up: leave `warmup_steps` at 0.")
-        for name in ("ema_decay", "average_with_start"):
+        for name in ("ema_decay", "average_with_start", "average_with_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 0 and less than 1, not {getattr(self, name)}.")
         if not 0 < self.min_crop <= 1:
@@ -153,7 +158,7 @@ class TrainingSettings:
             raise ValueError(f"`max_length` must be at least 3 ([CLS], a token and [SEP]), not {self.max_length}.")
         if self.objective == "self_critical" and self.init_from is None:
             raise ValueError("`objective` self_critical is a second phase: name its start with `init_from`.")
-        for name in ("average_with_start", "generated_captions"):
+        for name in ("average_with_start", "average_with", "generated_captions"):
             if getattr(self, name) and self.init_from is None:
                 raise ValueError(f"`{name}` needs a start: name it with `init_from`.")
         if self.objective == "self_critical" and self.generated_captions:

@@ -33,7 +33,7 @@ from showattend.metrics import CiderDReward, CiderMeteorReward, score_captions
 from .averaging import between, moving_average
 from .distillation import best_captions, generate_captions
 from .figures import write_log
-from .model import build_model, caption_labels
+from .model import build_model, caption_labels, load_for_average
 from .objectives import CrossEntropy, Objective, SelfCritical
 from .preparation import check_metric, prepare_output_folder, run_identity
 from .settings import TrainingSettings
@@ -192,6 +192,9 @@ class Trainer:
         )
         # Copy before `prepare`, which replaces the model's forward by one bound to this model.
         self.start = copy.deepcopy(self.model) if settings.average_with_start else None
+        self.earlier = None
+        if settings.average_with is not None:
+            self.earlier = load_for_average(settings.average_with, self.model, self.processor)
         self.average = moving_average(self.model, settings.ema_decay) if settings.ema_decay else None
         self.wrapped, self.optimizer = accelerator.prepare(self.model, optimizer)
         accelerator.register_for_checkpointing(self.scheduler)
@@ -354,7 +357,11 @@ class Trainer:
     def judged(self) -> ShowAttendForConditionalGeneration:
         """The weights that are validated and kept."""
         model = self.model if self.average is None else cast(ShowAttendForConditionalGeneration, self.average.module)
-        return model if self.start is None else between(self.start, model, self.settings.average_with_start)
+        if self.start is not None:
+            model = between(self.start, model, self.settings.average_with_start)
+        if self.earlier is not None:
+            model = between(self.earlier, model, self.settings.average_with_share)
+        return model
 
     def keep_best(self, figures: dict[str, Any]) -> None:
         metric, progress = self.settings.metric_for_best_model, self.progress

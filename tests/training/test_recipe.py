@@ -22,17 +22,21 @@ class Killed(BaseException):
     """As close to a kill as an exception gets: nothing catches it."""
 
 
-def presets_of_the_makefile() -> list[str]:
-    return re.findall(r"\$\(TRAIN\) --preset (\w+)", (ROOT / "Makefile").read_text())
+def phases_of_the_makefile() -> list[tuple[str, str]]:
+    """Each phase's preset, and the number of the phase that it averages with, if any."""
+    phase = r'\$\(TRAIN\) --preset (\w+)(?:.*--average-with "\$\(RUNS\)/(\d)/best")?'
+    return re.findall(phase, (ROOT / "Makefile").read_text())
 
 
 def run_recipe(folder: Path, runs: Path) -> str:
     """All phases; the digest of the last one's weights."""
     start = None
-    for number, preset in enumerate(presets_of_the_makefile(), start=1):
+    for number, (preset, average_with) in enumerate(phases_of_the_makefile(), start=1):
         small: dict[str, Any] = dict(preset=preset, checkpoint_every=3, epochs=1, batch_size=16, seed=number)
         if start is not None:
             small |= dict(init_from=start, tokenizer=None, encoder_name=None, encoder_weights=None)
+        if average_with:
+            small["average_with"] = runs / average_with / "best"
         arguments = command_line(folder, runs / str(number), **OF_PRESET | small)
         forget_process()
         start = train(parse_settings(arguments))
@@ -43,7 +47,7 @@ def run_recipe(folder: Path, runs: Path) -> str:
 def test_recipe_gives_the_same_files_however_often_it_is_interrupted(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert 3 <= len(presets_of_the_makefile()) <= 5
+    assert [phase[1] for phase in phases_of_the_makefile()] == ["", "", "", "", "2"]
     unbroken = run_recipe(folder, tmp_path / "unbroken")
 
     def dying(original: Any) -> Any:

@@ -138,6 +138,8 @@ def test_bad_preset(tmp_path: Path, text: str, message: str) -> None:
         (["--objective", "self_critical"], "name its start with --init-from"),
         (["--average-with-start", "0.5"], "--average-with-start needs a start: name it with --init-from"),
         (["--average-with-start", "1", "--init-from", "best"], "--average-with-start must be at least 0 and less"),
+        (["--average-with", "best"], "--average-with needs a start: name it with --init-from"),
+        (["--average-with-share", "1"], "--average-with-share must be at least 0 and less than 1"),
         (["--generated-captions", "2"], "--generated-captions needs a start: name it with --init-from"),
         (["--baseline", "samples", "--samples-per-image", "1"], "at least 2"),
     ],

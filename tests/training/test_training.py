@@ -501,6 +501,27 @@ def test_average_with_the_start(folder: Path, tmp_path: Path, overfitted: Path) 
             assert torch.equal(best[name], start[name])  # to the last bit: cached features stay valid
 
 
+def test_average_with_an_earlier_captioner(folder: Path, tmp_path: Path, overfitted: Path) -> None:
+    settings: dict[str, Any] = dict(average_with_start=0.5, dropout=0.0, batch_size=20)
+    train(folder, tmp_path / "1", init_from=str(overfitted / "best"), **settings)
+    settings |= dict(init_from=str(tmp_path / "1" / "best"), average_with=str(overfitted / "best"))
+    train(folder, tmp_path / "2", average_with_share=0.2, **settings)
+    first, start, best = (
+        load_file(run / "best" / "model.safetensors") for run in (overfitted, tmp_path / "1", tmp_path / "2")
+    )
+    for name, end in last_weights(tmp_path / "2").items():
+        if end.is_floating_point():
+            expected = 0.2 * first[name] + 0.8 * (0.5 * start[name] + 0.5 * end)
+            torch.testing.assert_close(best[name], expected, rtol=0, atol=1e-6)
+        if name.startswith("encoder."):
+            assert torch.equal(best[name], first[name])  # to the last bit: cached features stay valid
+
+    train(folder, tmp_path / "other", embed_size=32)
+    settings |= dict(average_with=str(tmp_path / "other" / "best"))
+    with pytest.raises(ValueError, match=r"`average_with` .*other/best has other sizes or another vocabulary"):
+        train(folder, tmp_path / "3", **settings)
+
+
 def test_generated_captions_are_trained_on(folder: Path, tmp_path: Path, overfitted: Path) -> None:
     trained_on: list[list[list[str]]] = []
 
