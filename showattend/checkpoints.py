@@ -64,6 +64,17 @@ def load_captioner(
     return model.eval(), processor
 
 
+def same_kind(
+    model: ShowAttendForConditionalGeneration,
+    processor: ShowAttendProcessor,
+    other: ShowAttendForConditionalGeneration,
+    other_processor: ShowAttendProcessor,
+) -> bool:
+    """Whether two captioners have weights of the same names and sizes and the same vocabulary, as averaging needs."""
+    shapes, other_shapes = ({name: p.shape for name, p in each.named_parameters()} for each in (model, other))
+    return shapes == other_shapes and processor.tokenizer.get_vocab() == other_processor.tokenizer.get_vocab()
+
+
 def weights_digest(checkpoint: str | Path) -> str:
     """The SHA-256 of a captioner's `model.safetensors`."""
     file = cached_file(checkpoint, "model.safetensors")

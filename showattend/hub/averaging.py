@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from showattend.checkpoints import load_captioner
+from showattend.checkpoints import load_captioner, same_kind
 from showattend.folders import check_replaceable, replacing
 
 
@@ -34,8 +34,7 @@ def average_checkpoints(start: str | Path, shares: Mapping[str | Path, float], o
     for end, share in shares.items():
         other, other_processor = load_captioner(end)
         others = dict(other.named_parameters())
-        shapes, other_shapes = ({name: p.shape for name, p in these.items()} for these in (weights, others))
-        if shapes != other_shapes or processor.tokenizer.get_vocab() != other_processor.tokenizer.get_vocab():
+        if not same_kind(model, processor, other, other_processor):
             raise ValueError(f"{start} and {end} have different sizes or vocabularies and cannot be averaged.")
         for name, parameter in weights.items():
             parameter.add_(others[name] - of_start[name], alpha=share)

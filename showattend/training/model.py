@@ -10,7 +10,7 @@ from modeling_showattend.configuration_showattend import ShowAttendConfig
 from modeling_showattend.image_processing_showattend import ShowAttendImageProcessor
 from modeling_showattend.modeling_showattend import ShowAttendForConditionalGeneration
 from modeling_showattend.processing_showattend import ShowAttendProcessor
-from showattend.checkpoints import load_captioner
+from showattend.checkpoints import load_captioner, same_kind
 from showattend.data.tokenization import load_tokenizer, prune_tokenizer
 
 from .backbones import load_backbone
@@ -68,8 +68,7 @@ def load_for_average(
         ValueError: If it has other sizes or another vocabulary.
     """
     other, other_processor = load_captioner(folder)
-    shapes, other_shapes = ([p.shape for p in captioner.parameters()] for captioner in (model, other))
-    if shapes != other_shapes or processor.tokenizer.get_vocab() != other_processor.tokenizer.get_vocab():
+    if not same_kind(model, processor, other, other_processor):
         raise ValueError(f"`average_with` {folder} has other sizes or another vocabulary than `init_from`.")
     return other.to(model.device)  # type: ignore[arg-type]
 

@@ -127,6 +127,9 @@ class Trainer:
     def load_model(self, train_set: Dataset) -> None:
         self.model, self.processor = build_model(self.settings, train_set)
         self.model.to(self.accelerator.device)
+        self.earlier: ShowAttendForConditionalGeneration | None = None
+        if self.settings.average_with is not None:
+            self.earlier = load_for_average(self.settings.average_with, self.model, self.processor)
         self.images: FeatureCache | PixelLoader = PixelLoader(self.processor.image_processor)
         if self.settings.feature_cache == "disk":
             # float16 overflows with some encoders' activations.
@@ -192,9 +195,6 @@ class Trainer:
         )
         # Copy before `prepare`, which replaces the model's forward by one bound to this model.
         self.start = copy.deepcopy(self.model) if settings.average_with_start else None
-        self.earlier = None
-        if settings.average_with is not None:
-            self.earlier = load_for_average(settings.average_with, self.model, self.processor)
         self.average = moving_average(self.model, settings.ema_decay) if settings.ema_decay else None
         self.wrapped, self.optimizer = accelerator.prepare(self.model, optimizer)
         accelerator.register_for_checkpointing(self.scheduler)
