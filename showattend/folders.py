@@ -1,6 +1,7 @@
 """Replaces folders atomically: a new version is written beside the old one, then replaces it."""
 
 import errno
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,8 @@ from pathlib import Path
 
 from accelerate import PartialState
 from safetensors import SafetensorError
+
+logger = logging.getLogger(__name__)
 
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # what open, torch.save and safetensors raise on a full disk
 
@@ -55,6 +58,19 @@ def replacing(folder: Path) -> Iterator[Path]:
         temporary.rename(folder)
         shutil.rmtree(previous, ignore_errors=True)
     state.wait_for_everyone()
+
+
+def keep_others(old: Path, new: Path) -> None:
+    """Copy what only `old` holds, such as a model card, an export or `.git`, and say that it may not fit `new`."""
+    others = [path for path in sorted(old.iterdir()) if not (new / path.name).exists()] if old.is_dir() else []
+    for path in others:
+        if path.is_dir():
+            shutil.copytree(path, new / path.name, symlinks=True)
+        else:
+            shutil.copy2(path, new / path.name)
+    if others:
+        names = ", ".join(path.name for path in others)
+        logger.warning("%s keeps %s: check that they fit the new weights.", old, names)
 
 
 def recover(folder: Path) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from showattend.checkpoints import load_captioner, same_kind
-from showattend.folders import check_replaceable, replacing
+from showattend.folders import check_replaceable, keep_others, replacing
 
 
 @torch.no_grad()
@@ -41,3 +41,4 @@ def average_checkpoints(start: str | Path, shares: Mapping[str | Path, float], o
     with replacing(output_dir) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
+        keep_others(output_dir, folder)

@@ -8,7 +8,7 @@ from torch import nn
 
 from modeling_showattend.modeling_showattend import ShowAttendEncoder
 from showattend.checkpoints import load_captioner
-from showattend.folders import check_replaceable, replacing
+from showattend.folders import check_replaceable, keep_others, replacing
 from showattend.generation import generation_config
 
 MAX_BYTES = 99_000_000  # GitHub refuses files of 100 MB
@@ -21,7 +21,7 @@ def pack_checkpoint(checkpoint: str | Path, output_dir: str | Path, **generation
         generation: Defaults of `generate`, such as `num_beams`.
 
     Returns:
-        The size of the folder in bytes, at most `MAX_BYTES`.
+        The size of the captioner in bytes, at most `MAX_BYTES`; other files that `output_dir` holds stay there.
 
     Raises:
         ValueError: If a generation setting is unknown, or a weight is outside float16's range.
@@ -45,6 +45,7 @@ def pack_checkpoint(checkpoint: str | Path, output_dir: str | Path, **generation
         size = sum(file.stat().st_size for file in folder.iterdir())
         if size > MAX_BYTES:
             raise OSError(f"{size / 1e6:.0f} MB, more than {MAX_BYTES / 1e6:.0f}")
+        keep_others(output_dir, folder)
     return size
 
 

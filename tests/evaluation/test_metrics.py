@@ -298,6 +298,8 @@ def test_meteor_of_exact_matches() -> None:
 
     assert score("dog", "a dog runs through the grass") == 1  # no penalty for a whole caption
     assert score("dog", "birds") == score("dog", "") == 0
+    # Nor for an unbroken part, of a weight of 1.75 of 3.5, where METEOR has one.
+    assert score("dog", "a dog runs") == pytest.approx(0.5 / (0.85 + 0.15 * 0.5))
     # "a" weighs 0.25, "dog" and "sits" 0.75: 1.0 of the caption's 1.75 match, of the reference's 3.5; one run of 2.
     precision, recall = 1 / 1.75, 1 / 3.5
     mean = precision * recall / (0.85 * precision + 0.15 * recall)

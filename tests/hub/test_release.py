@@ -97,6 +97,18 @@ def test_other_encoder(
     assert (features - expected).abs().max() < 0.02 * expected.abs().max()
 
 
+def test_other_files_stay(trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    packing.pack_checkpoint(trained, tmp_path / "packed")
+    (tmp_path / "packed" / "README.md").write_text("a card")
+    (tmp_path / "packed" / "onnx").mkdir()
+    (tmp_path / "packed" / "onnx" / "captioner.json").write_text("{}")
+    packing.pack_checkpoint(trained, tmp_path / "packed", num_beams=2)
+    assert (tmp_path / "packed" / "README.md").read_text() == "a card"
+    assert (tmp_path / "packed" / "onnx" / "captioner.json").read_text() == "{}"
+    assert load_captioner(tmp_path / "packed")[0].generation_config.num_beams == 2
+    assert "packed keeps README.md, onnx: check that they fit the new weights." in caplog.text
+
+
 def test_mistakes(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="generate has no setting number_of_beams"):
         packing.pack_checkpoint(trained, tmp_path / "packed", number_of_beams=3)
