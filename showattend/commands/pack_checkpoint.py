@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--no-repeat-ngram-size",
         metavar="N",
         type=whole_number(0),
-        help="default of generate; 3: no three tokens twice",
+        help="default of generate; 3: no sequence of three tokens twice",
     )
     options = parser.parse_args(arguments)
     with parser.reporting(2):

@@ -1,7 +1,7 @@
 """Captions that a captioner generates for its training images, to train on beside the human captions.
 
 Five people describe one image in five ways, and a captioner trained on all of them hedges. Generated captions vary
-less; training on the best of them brings greedy search close to beam search (sequence-level knowledge distillation,
+less; training on the best of them brings greedy search closer to beam search (sequence-level knowledge distillation,
 Kim and Rush, 2016, https://arxiv.org/abs/1606.07947, section 3.3).
 """
 
