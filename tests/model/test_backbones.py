@@ -49,7 +49,9 @@ def test_captions_and_comes_back(make_model: MakeModel, pixel_values: torch.Tens
     model.save_pretrained(tmp_path)
     loaded, report = Model.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values())
-    assert torch.equal(loaded(pixel_values=pixel_values, labels=LABELS).logits, output.logits)
+    # Not to the last bit: loaded weights lie at other addresses, by which some kernels round differently.
+    logits = loaded(pixel_values=pixel_values, labels=LABELS).logits
+    torch.testing.assert_close(logits, output.logits, rtol=1e-4, atol=1e-4)
     assert facts(loaded.config) == facts(model.config)
     half = Model.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
