@@ -172,7 +172,6 @@ def _keys_in(output: str, files: list[str], columns: tuple[str, ...]) -> Paths:
             except pa.ArrowInvalid:
                 logger.warning("%s is incomplete: its rows are captioned again", file)
                 system.delete_file(file)
-                files.remove(file)
             else:
                 yield from _keys(table, columns)
 

@@ -209,7 +209,7 @@ def test_resume(
     error = capsys.readouterr().err
     assert error == f"error: {output} already holds rows: continue it with --resume, or name another folder.\n"
     late.rename(images / NAMES[3])
-    (output / "unfinished.parquet").write_bytes(next(output.glob("*.parquet")).read_bytes()[:-20])
+    (output / "-unfinished.parquet").write_bytes(next(output.glob("*.parquet")).read_bytes()[:-20])
     assert main([*arguments, "--resume"]) == 0
     assert capsys.readouterr().out == f"1 rows in {output}\n"
     check(rows_in(output), "path", expected)
