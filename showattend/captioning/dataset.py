@@ -83,7 +83,9 @@ def caption_dataset(
             done = ray.put(_keys_in(output, earlier, KEYS[kind]))
             not_done: Any = partial(_without, done=done, columns=KEYS[kind])
             rows = rows.map_batches(not_done, batch_format="pyarrow", num_cpus=0.1)
-        folder = source.rpartition("/")[0] if re.search(r"\.(parquet|tar)(\.\w+)?$", source) else source
+        folder = source if "://" in source else os.path.abspath(source)  # noqa: PTH100 - not pathlib: as for URIs
+        if re.search(r"\.(parquet|tar)(\.\w+)?$", folder):
+            folder = folder.rpartition("/")[0]
         rows = rows.map_batches(
             _Worker,
             fn_constructor_args=(checkpoint, image_column, folder, batch_size, cores, settings),

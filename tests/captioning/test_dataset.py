@@ -35,8 +35,11 @@ NAMES = [f"{colour}_{shape}.jpg" for colour in COLOURS for shape in SHAPES]
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    dataset._connect(None, cores=1)
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cluster whose workers run in the folder of all temporary ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.getbasetemp())
+        dataset._connect(None, cores=1)
     yield
     ray.shutdown()
 
@@ -115,6 +118,22 @@ def test_parquet(cluster: None, checkpoint: str, images: Path, expected: dict[st
     check(rows, "name", expected)
     assert set(rows[0]) == {"name", "tags", "row_hash", "caption", "score", "error"}
     assert all(row["tags"] == [len(row["name"]), 2] for row in rows)
+
+
+def test_a_parquet_file_in_the_current_folder(
+    cluster: None,
+    checkpoint: str,
+    images: Path,
+    expected: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path_factory.getbasetemp())
+    names = [*NAMES, "broken.jpg"]
+    pq.write_table(pa.table({"image": [os.path.relpath(images / name) for name in names], "name": names}), "a.parquet")
+    output = images.parent / "out"
+    assert caption_dataset("a.parquet", str(output), checkpoint, cores=1) == (17, 1)
+    check(rows_in(output), "name", expected)
 
 
 def test_webdataset(cluster: None, checkpoint: str, images: Path, expected: dict[str, str]) -> None:
