@@ -106,18 +106,21 @@ def recover(path: str | Path, num_captions: int) -> Paths:
 
 def _images(path: Path, num_captions: int) -> Iterator[tuple[list[Row], int]]:
     """The rows of each image that has all of them, and where in the file they end; [] for a header."""
+    previous: list[Row] = []
     rows: list[Row] = []
     for number, (row, end) in enumerate(_rows(path), start=1):
         if row is not None:
             rows.append(row)
-            if row["path"] != rows[0]["path"]:
+            # An image that was named twice has the same captions twice.
+            repeats = rows == previous[: len(rows)]
+            if row["path"] != rows[0]["path"] or (previous and row["path"] == previous[0]["path"] and not repeats):
                 raise ValueError(
                     f"{path}, row {number}: not every image has {num_captions} captions; "
                     "resume with the number that the file was started with."
                 )
         if row is None or len(rows) == num_captions:
             yield rows, end
-            rows = []
+            previous, rows = rows, []
 
 
 def _rows(path: Path) -> Iterator[tuple[Row | None, int]]:

@@ -71,6 +71,23 @@ def test_other_files_are_not_resumed(tmp_path: Path) -> None:
         recover(path, 2)
 
 
+@pytest.mark.parametrize(("started", "resumed"), [(3, 1), (4, 2), (2, 4), (3, 2), (2, 1)])
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_another_number_of_captions_is_not_resumed(tmp_path: Path, ending: str, started: int, resumed: int) -> None:
+    path = tmp_path / f"captions.{ending}"
+    write(path, ["a.jpg", "b.jpg"], started)
+    data = path.read_bytes()
+    with pytest.raises(ValueError, match=f"not every image has {resumed} captions; resume with the number"):
+        recover(path, resumed)
+    assert path.read_bytes() == data
+
+
+def test_an_image_that_was_named_twice_is_resumed(tmp_path: Path) -> None:
+    path = tmp_path / "captions.jsonl"
+    write(path, ["a.jpg", "a.jpg"], 2)
+    assert "a.jpg" in recover(path, 2)
+
+
 def test_which_output_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must end in .jsonl or .csv"):
         check_output(tmp_path / "captions.txt", resume=False)
