@@ -28,7 +28,7 @@ class CaptionFile:
         errors = "surrogateescape" if self.is_csv else "backslashreplace"
         self._file = self.path.open("a", encoding="utf-8", errors=errors, newline="")
         if self.is_csv and self._file.tell() == 0:
-            self._file.write(_csv_line(dict(zip(FIELDS, FIELDS, strict=True))))
+            self._file.write(_csv_header())
 
     def append(self, rows: Iterable[Row]) -> None:
         encode = _csv_line if self.is_csv else _json_line
@@ -41,6 +41,10 @@ class CaptionFile:
 
 def _json_line(row: Row) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _csv_header() -> str:
+    return _csv_line(dict(zip(FIELDS, FIELDS, strict=True)))
 
 
 def _csv_line(row: Row) -> str:
@@ -129,6 +133,7 @@ def _rows(path: Path) -> Iterator[tuple[Row | None, int]]:
     `data.caption_files` reads the captions of other programs as well, but needs no place to resume from.
     """
     is_csv = path.suffix.lower() == ".csv"
+    begin = (_csv_header() if is_csv else '{"path": "').encode()
     end, record = 0, b""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -136,16 +141,20 @@ def _rows(path: Path) -> Iterator[tuple[Row | None, int]]:
             if is_csv and record.count(b'"') % 2:
                 continue  # a newline inside quotes
             if not record.endswith(b"\n"):
-                return
+                break
             try:
                 row = _parse_csv(record, first=end == 0) if is_csv else _parse_json(record)
             except ValueError as error:
-                raise ValueError(
-                    f"{path}, line {number}: not a row of path, caption and score; name another file."
-                ) from error
+                raise _not_ours(path, number) from error
             end += len(record)
             record = b""
             yield row, end
+    if end == 0 and record[: len(begin)] != begin[: len(record)]:
+        raise _not_ours(path, 1)
+
+
+def _not_ours(path: Path, line: int) -> ValueError:
+    return ValueError(f"{path}, line {line}: not a row of path, caption and score; name another file.")
 
 
 def _parse_csv(record: bytes, first: bool) -> Row | None:

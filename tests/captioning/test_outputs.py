@@ -55,16 +55,17 @@ def test_a_file_cut_anywhere_is_resumed(tmp_path: Path, ending: str, captions: i
 
 def test_other_files_are_not_resumed(tmp_path: Path) -> None:
     path = tmp_path / "captions.jsonl"
-    for text in ('{"path": "a.jpg"}\n', "[1]\n", "path,caption,score\n", "\xff\n"):
+    for text in ('{"path": "a.jpg"}\n', "[1]\n", "path,caption,score\n", "\xff\n", '{"image": "a.jpg"}', "[1]"):
         path.write_text(text, encoding="latin-1")
         with pytest.raises(ValueError, match=r"captions.jsonl, line 1: not a row of path, caption and score"):
             recover(path, 1)
         assert path.read_text(encoding="latin-1") == text
     path = tmp_path / "captions.csv"
-    for text in ("image,caption,score\n", "path,caption,score\na.jpg,a dog\n"):
+    for text in ("image,caption,score\n", "path,caption,score\na.jpg,a dog\n", "image", '2" nails\n3 nails\n'):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"captions.csv, line \d: not a row"):
             recover(path, 1)
+        assert path.read_text() == text
     path.unlink()
     write(path, ["a.jpg", "b.jpg"])
     with pytest.raises(ValueError, match=r"row 3: not every image has 2 captions"):
