@@ -63,14 +63,15 @@ class PromptProcessor:
     """Prepares images, each with the same prompt, and decodes captions without it."""
 
     def __init__(self, model: Any, processor: Any, tokenizer: Any, prompt: str | None) -> None:
-        self._processor, self._tokenizer = processor, tokenizer
+        self._processor = processor
+        self._decode = getattr(processor, "batch_decode", tokenizer.batch_decode)  # ours joins t-shirt
         self._prompt = prompt
         self._inputs = inspect.signature(model.forward).parameters
         self._ends_prompts = model.config.model_type == "git"  # its tokenizer ends the prompt like a caption
         of_encoder = model.config.is_encoder_decoder and "input_ids" in self._inputs
         self._prefix = ""
         if prompt is not None and not of_encoder:  # then captions begin with it
-            self._prefix = tokenizer.decode(tokenizer(prompt)["input_ids"], skip_special_tokens=True).strip()
+            self._prefix = self._decode([tokenizer(prompt)["input_ids"]], skip_special_tokens=True)[0].strip()
 
     def __call__(self, images: Sequence[Image.Image], return_tensors: str = "pt") -> dict[str, Any]:
         text = {} if self._prompt is None else {"text": [self._prompt] * len(images)}
@@ -83,5 +84,5 @@ class PromptProcessor:
         return inputs
 
     def batch_decode(self, sequences: Any, skip_special_tokens: bool = True) -> list[str]:
-        texts = self._tokenizer.batch_decode(sequences, skip_special_tokens=skip_special_tokens)
+        texts = self._decode(sequences, skip_special_tokens=skip_special_tokens)
         return [text.strip().removeprefix(self._prefix).strip() for text in texts]

@@ -31,7 +31,7 @@ from transformers import (
 from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
 from showattend.checkpoints import load_captioner
 from showattend.commands import evaluate
-from showattend.evaluation.captioners import load_any_captioner
+from showattend.evaluation.captioners import PromptProcessor, load_any_captioner
 from showattend.evaluation.evaluate import evaluate_checkpoint
 from showattend.hub.model_card import add_evaluation
 
@@ -165,6 +165,16 @@ def test_ours_takes_a_prompt(
         inputs = processor(images=image, text="a photo of", return_tensors="pt")
         [whole] = processor.batch_decode(model.generate(**inputs, max_length=9, num_beams=1), skip_special_tokens=True)
         assert whole == f"a photo of {row['caption']}".strip()
+
+
+def test_ours_joins_split_words_after_a_prompt(
+    make_model: Callable[..., ShowAttendForConditionalGeneration], processor: ShowAttendProcessor
+) -> None:
+    words = [*SPECIAL, "a", "man", "'", "s", "t", "-", "shirt"]
+    tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+    ours = ShowAttendProcessor(processor.image_processor, tokenizer)
+    sequences = tokenizer(["a man's t-shirt"])["input_ids"]
+    assert PromptProcessor(make_model(), ours, tokenizer, "a man's").batch_decode(sequences) == ["t-shirt"]
 
 
 def test_what_is_not_a_captioner(tmp_path: Path) -> None:
