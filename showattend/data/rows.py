@@ -69,7 +69,7 @@ def group_by_image(rows: Iterable[Row], problems: Problems) -> list[CaptionedIma
             continue
         if not row.captions:
             problems.add("listed images without captions", place(*where), f"{row.name!r} has no caption")
-        captions = [text for caption in row.captions if (text := caption.strip())]
+        captions = [caption.strip() for caption in row.captions if has_words(caption)]
         for _ in range(len(row.captions) - len(captions)):
             problems.add("empty captions", place(*where), "the caption is empty")
         if captions:
@@ -79,6 +79,11 @@ def group_by_image(rows: Iterable[Row], problems: Problems) -> list[CaptionedIma
             image.splits.setdefault(row.split, where)
     _shorten_names(list(images.values()))
     return list(images.values())
+
+
+def has_words(caption: str) -> bool:
+    """Whether there is a letter or a digit: no metric can score an image whose captions are punctuation."""
+    return any(map(str.isalnum, caption))
 
 
 def _is_unicode(text: str) -> bool:

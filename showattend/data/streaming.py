@@ -18,7 +18,7 @@ from .layouts import EXPECTED, hub
 from .layouts.columns import Columns, texts_of
 from .pixels import PixelLoader
 from .problems import log
-from .rows import FEATURES
+from .rows import FEATURES, has_words
 from .splits import standard_split
 
 HELD_OUT = 1000
@@ -92,7 +92,7 @@ def _read(row: dict[str, Any], source: str, columns: Columns) -> dict[str, Any]:
     if not fault and image["bytes"] is None:  # a file in an archive or on the Hub: read it only once
         image = {"path": image["path"], "bytes": image_bytes(image)}
     texts = [text for column in columns.captions for text in texts_of(row[column])]
-    captions = [text.strip() for text in texts if text and text.strip()]
+    captions = [text.strip() for text in texts if text and has_words(text)]
     if fault or not captions:
         log(logging.WARNING, f"{source}: image {name!r}: {fault or 'the caption is empty'}")
     return {"image_id": name, "image": image, "captions": [] if fault else captions, "digest": digest}

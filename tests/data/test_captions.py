@@ -187,7 +187,7 @@ def test_a_hub_dataset_that_is_all_train_is_split(
 def test_bad_rows_of_a_hub_dataset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = hub_rows(tmp_path, range(4), captions=[["kept", " "], [], ["broken"], ["kept too"]])
+    rows = hub_rows(tmp_path, range(4), captions=[["kept", " "], ["."], ["broken"], ["kept too"]])
     (tmp_path / "002.jpg").write_bytes((tmp_path / "002.jpg").read_bytes()[:-400])
     monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.DatasetDict(train=rows, test=rows.select([])))
     dataset = load_captions("x/y", seed=0)
@@ -335,6 +335,7 @@ def test_bad_rows_of_the_kaggle_layout(tmp_path: Path, caplog: pytest.LogCapture
         "b.jpg,a café".encode(),
         b'b.jpg,twice and 5" wide ',
         b'b.jpg,twice and 5" wide ',
+        b"b.jpg,. !",
     ]
     (tmp_path / "captions.txt").write_bytes(b"\r\n".join(rows))
     write_splits(tmp_path, train=["a.jpg", "gone.jpg"], dev=["b.jpg"])
@@ -346,6 +347,7 @@ def test_bad_rows_of_the_kaggle_layout(tmp_path: Path, caplog: pytest.LogCapture
     assert sorted(lines) == [
         "captions.txt, row 11: no image is named",
         "captions.txt, row 12: not UTF-8 (invalid continuation byte)",
+        "captions.txt, row 16: the caption is empty",
         "captions.txt, row 3: the caption is empty",
         "captions.txt, row 4: expected image,caption, got 'a.jpg'",
         "captions.txt, row 5: expected image,caption, got 'a.jpg,\"A quote that never ends'",
@@ -353,7 +355,7 @@ def test_bad_rows_of_the_kaggle_layout(tmp_path: Path, caplog: pytest.LogCapture
         "captions.txt, rows 8, 10: image 'gone.jpg': not found",
     ]
     assert "1 train, 1 validation images with 5 captions" in summary
-    assert summary.endswith("left out: malformed rows: 5; empty captions: 1; missing images: 1")
+    assert summary.endswith("left out: malformed rows: 5; empty captions: 2; missing images: 1")
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
 
 

@@ -36,7 +36,8 @@ def test_a_stream_without_splits_holds_out_its_first_images(tmp_path: Path, capl
     whole = {name: draw(*drawing) for name, drawing in layouts.NAMES.items()}
     rows = [(name, whole[name], text) for name, texts in CAPTIONS.items() for text in texts]
     first = rows[0]
-    rows += [("empty.jpg", whole["red_circle.jpg"], " "), ("half.jpg", first[1][:300], "half an image"), first]
+    rows += [("empty.jpg", whole["red_circle.jpg"], " "), ("dots.jpg", whole["red_circle.jpg"], "...")]
+    rows += [("half.jpg", first[1][:300], "half an image"), first]
     features = datasets.Features(image=datasets.Image(), text=datasets.Value("string"))
     columns = {"image": [{"path": n, "bytes": b} for n, b, _ in rows], "text": [text for _, _, text in rows]}
     datasets.Dataset.from_dict(columns, features).to_parquet(tmp_path / "data" / "data.parquet")
@@ -48,7 +49,8 @@ def test_a_stream_without_splits_holds_out_its_first_images(tmp_path: Path, capl
         (name, [text]) for name in names[3:] for text in CAPTIONS[name]
     ]
     reports = [record.getMessage() for record in caplog.records]
-    assert any(report.endswith("image 'empty.jpg': the caption is empty") for report in reports)
+    for name in ("empty.jpg", "dots.jpg"):
+        assert any(report.endswith(f"image '{name}': the caption is empty") for report in reports)
     assert any("image 'half.jpg': " in report for report in reports)
 
 

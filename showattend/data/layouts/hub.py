@@ -11,7 +11,7 @@ from datasets.exceptions import DatasetsError
 
 from ..images import image_name
 from ..problems import Problems
-from ..rows import Row, place
+from ..rows import Row, has_words, place
 from .columns import IMAGE_COLUMNS, TEXT_KEYS, Columns, find_captions, find_column, texts_of
 from .image_files import ImageFiles
 
@@ -89,9 +89,9 @@ def read(source: str, table: Table, digests: Sequence[str], problems: Problems) 
         file, number = f"{source}, {names[index]}[]", table.positions[index][1]
         captions = [text for column in table.columns.captions for text in texts_of(row[column])] or [None]
         for place_in_row, text in enumerate(captions):
-            if not text or not text.strip():
+            if not text or not has_words(text):
                 problems.add("empty captions", place(file, number), f"caption {place_in_row} is empty")
-        if kept := [text for text in captions if text and text.strip()]:
+        if kept := [text for text in captions if text and has_words(text)]:
             yield Row(file, number, image_names[index], images[index], kept, splits[index])
 
 
