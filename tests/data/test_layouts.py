@@ -180,6 +180,16 @@ def test_what_is_beside_the_list_does_not_matter(tmp_path: Path) -> None:
     assert captions_by_split(load_captions(tmp_path)) == expected
 
 
+@pytest.mark.parametrize("name", ["captions.CSV", "captions.JSONL", "captions.JSON"])
+def test_a_list_whose_suffix_is_in_capitals(tmp_path: Path, name: str) -> None:
+    layouts.write_images(tmp_path)
+    row = '{"file_name": "red_circle.jpg", "text": "kept"}'
+    texts = {"CSV": "file_name,text\nred_circle.jpg,kept\n", "JSONL": f"{row}\n", "JSON": f"[{row}]"}
+    (tmp_path / name).write_text(texts[name.rpartition(".")[2]])
+    for source in (tmp_path, tmp_path / name):
+        assert load_captions(source)["train"]["captions"][:] == [["kept"]]
+
+
 def test_names_and_captions_that_no_file_can_hold(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     layouts.write_images(tmp_path)
     rows = [{"file_name": "red_circle.jpg", "text": "kept"}, {"file_name": "green_circle.jpg", "text": "half \ud83d"}]

@@ -28,7 +28,7 @@ Names = tuple[str | None, str | None]  # of the image column and the caption col
 def columns_of(path: Path, names: Names) -> Columns | None:
     """The columns of a file's header or first object, or None if it is not a table of captions."""
     try:
-        if path.suffix in CSV_SUFFIXES:
+        if path.suffix.lower() in CSV_SUFFIXES:
             return find_columns(_header(first_line(path)), *names)
         rows: Iterator[tuple[int, Any]] = _objects(path, Problems())
         first = next((row for _, row in rows if isinstance(row, dict)), {})
@@ -39,7 +39,7 @@ def columns_of(path: Path, names: Names) -> Columns | None:
 
 def read(path: Path, label: str, names: Names, split: str | None, problems: Problems) -> Iterator[Row]:
     """Rows of a table, which reports call `label`; without a column `split`, all are of `split`."""
-    cells = _cells(path, label, problems) if path.suffix in CSV_SUFFIXES else _objects(path, problems, label)
+    cells = _cells(path, label, problems) if path.suffix.lower() in CSV_SUFFIXES else _objects(path, problems, label)
     columns = columns_of(path, names)
     if columns is None:
         raise ValueError(_no_columns(path, names))
@@ -119,7 +119,7 @@ def _split(line: str, delimiter: str, columns: int = -1) -> list[str]:
 
 def _objects(path: Path, problems: Problems, label: str = "") -> Iterator[tuple[int, Any]]:
     """Rows of JSON Lines, or of a JSON list, whose rows are counted from 1."""
-    if path.suffix not in JSON_LINES_SUFFIXES:
+    if path.suffix.lower() not in JSON_LINES_SUFFIXES:
         try:
             yield from enumerate(json.loads(path.read_text(encoding="utf-8-sig")), start=1)
         except (ValueError, RecursionError) as error:
@@ -134,7 +134,7 @@ def _objects(path: Path, problems: Problems, label: str = "") -> Iterator[tuple[
 
 def _no_columns(path: Path, names: Names) -> str:
     number, line = next(lines(path, Problems()), (1, ""))
-    if path.suffix in CSV_SUFFIXES:
+    if path.suffix.lower() in CSV_SUFFIXES:
         expected = ",".join(name or usual for name, usual in zip(names, ("image", "caption"), strict=True))
         return f"{path}, row {number}: expected the header {expected}, got {line[:80]!r}"
     image, caption = names
