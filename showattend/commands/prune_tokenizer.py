@@ -12,7 +12,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--tokenizer", default="bert-base-uncased", help="Hub id, folder or vocab.txt; default: %(default)s"
     )
-    parser.add_argument("--seed", type=int, default=42, help="of the split, for datasets without official splits")
     options = parser.parse_args(arguments)
     with parser.reporting(2):
         from showattend.data.captions import load_captions
@@ -21,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         check_output_dir(options.output_dir)  # save_pretrained returns without an error if it is a file
         tokenizer = load_tokenizer(options.tokenizer)
-        dataset = load_captions(options.dataset, seed=options.seed, **given(options, "image_column", "caption_column"))
+        dataset = load_captions(options.dataset, **given(options, "image_column", "caption_column"))
         if "train" not in dataset:
             raise ValueError(f"{options.dataset} has no train split")
         pruned = prune_tokenizer(tokenizer, (text for texts in dataset["train"]["captions"] for text in texts))

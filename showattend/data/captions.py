@@ -17,21 +17,20 @@ def load_captions(
     source: str | Path,
     *,
     max_train_samples: int | None = None,
-    seed: int = 42,
     image_column: str | None = None,
     caption_column: str | None = None,
 ) -> datasets.DatasetDict:
     """Loads an image captioning dataset; a row is an image with all its captions.
 
     Rows of one image (same file, same bytes or same id) are merged before splitting, so that no image is in two splits.
-    Whatever is wrong in the files (a malformed row, a caption without an image, a truncated image) is reported with its
-    file and row, counted, and left out.
+    Official splits are used where there are any (`Flickr_8k.{train,dev,test}Images.txt`, Karpathy's, the dataset's
+    own), and then only those; else the images' names decide, 75 / 12.5 / 12.5 % as in Flickr8k. Whatever is wrong in
+    the files (a malformed row, a caption without an image, a truncated image) is reported with its file and row,
+    counted, and left out.
 
     Args:
         source: A folder, a file in it that lists the captions, or a Hub id; docs/data.md shows every layout.
         max_train_samples: Keep only this many train images, the first ones.
-        seed: Of the split by image, 75 / 12.5 / 12.5 % as in Flickr8k. Official splits are used where there are any
-            (`Flickr_8k.{train,dev,test}Images.txt`, Karpathy's, the dataset's own), and then only those.
         image_column: The column that holds images or names their files, if it has none of the usual names.
         caption_column: The column that holds a caption or a list of captions, if it has none of the usual names.
 
@@ -48,7 +47,7 @@ def load_captions(
         raise ValueError(f"max_train_samples must be at least 1, got {max_train_samples}")
     problems = Problems()
     found = read_source(source, (image_column, caption_column), problems)
-    splits = split_images(group_by_image(found.rows, problems), found.listings, seed, problems)
+    splits = split_images(group_by_image(found.rows, problems), found.listings, problems)
     splits = _readable(splits, found.faults, problems)
     splits["train"] = splits["train"][:max_train_samples]
     splits = {split: splits[split] for split in ("train", "validation", "test") if splits[split]}

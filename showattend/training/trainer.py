@@ -113,9 +113,7 @@ class Trainer:
             self.load_model(validation_set)
         else:
             with self.accelerator.main_process_first():
-                dataset = load_captions(
-                    settings.dataset, max_train_samples=settings.max_train_samples, seed=settings.seed, **columns
-                )
+                dataset = load_captions(settings.dataset, max_train_samples=settings.max_train_samples, **columns)
             for split in ("train", "validation"):
                 if split not in dataset:
                     raise ValueError(f"{settings.dataset} has no {split} split, and training needs one.")

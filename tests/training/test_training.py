@@ -24,6 +24,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import showattend.training.trainer as training
 from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
+from showattend.data.captions import load_split
 from showattend.folders import recover, replacing
 from showattend.metrics.ptb import find_java
 from showattend.training import objectives
@@ -310,6 +311,16 @@ def test_validation_figures_by_hand(overfitted: Path, folder: Path) -> None:
     best = min(read_log(overfitted), key=lambda line: line["loss"])
     assert best["loss"] == pytest.approx(sum(losses) / len(losses), rel=2e-3)
     assert best["token_accuracy"] == pytest.approx(sum(right) / len(right), abs=0.51 / len(right))
+
+
+def test_the_seed_moves_no_image_to_another_split(folder: Path, tmp_path: Path) -> None:
+    forget_process()
+    try:
+        run = training.Trainer(training_settings(folder, tmp_path / "run", seed=7))
+        run.load_data()
+    finally:
+        forget_process()
+    assert run.validation_set["image_id"][:] == load_split(folder / "photos", "validation")["image_id"][:]
 
 
 def test_finetuning_changes_the_last_stage_alone(folder: Path, tmp_path: Path) -> None:
