@@ -27,7 +27,7 @@ def generation_config(defaults: GenerationConfig, **changes: Any) -> GenerationC
         settings["num_beams"] = 1 if do_sample else max(captions, defaults.num_beams or 1)
     beams = settings["num_beams"]
     if not do_sample and beams < captions:
-        raise ValueError(f"{captions} captions of an image need at least as many `num_beams`, not {beams}.")
+        raise ValueError(f"{captions} captions of an image need {captions} or more `num_beams`, not {beams}.")
     if "length_penalty" in settings and beams == 1:
         raise ValueError("`length_penalty` chooses among beams: it needs `num_beams` of 2 or more.")
     config = deepcopy(defaults)

@@ -115,7 +115,7 @@ function showCaption(text, words, grids) {
   element.caption.className = "";
   element.caption.replaceChildren(...buttons.flatMap((button) => [" ", button]));
   element.image.alt = text || "Your photo";
-  element.announcement.textContent = text ? `${text}.` : "The network says nothing about this photo.";
+  element.announcement.textContent = text ? `${text}.` : "The network generated no caption for this photo.";
   element.hint.hidden = !text;
 }
 

@@ -51,7 +51,9 @@ def check_settings(num_beams: int, num_captions: int, do_sample: bool, temperatu
     if do_sample and num_beams > 1:
         raise ValueError("do_sample draws captions, num_beams searches for the best: choose one of them.")
     if not do_sample and num_captions > num_beams:
-        raise ValueError(f"num_captions {num_captions} needs as many num_beams, or do_sample.")
+        raise ValueError(
+            f"num_captions {num_captions} needs {num_captions} or more num_beams, not {num_beams}, or do_sample."
+        )
     settings = {"num_beams": num_beams, "num_return_sequences": num_captions, "do_sample": do_sample}
     return {**settings, "temperature": temperature} if do_sample else settings
 

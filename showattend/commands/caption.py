@@ -12,9 +12,9 @@ from typing import Any
 from showattend.command_line import SEARCH, CommandParser, add_inference, add_search, given, number, whole_number
 
 EPILOG = """\
-A folder stands for all photos in it and below, except hidden ones; - for names on standard input, one per line or, as
-find -print0 writes them, each ended by a NUL. For one photo, its caption is printed; for several, a line with path, tab
-and caption each. The checkpoint's generation config has the defaults of the generation options.
+PHOTO may also be a folder, for all photos in it and below, except hidden ones; or -, for names on standard input, one
+per line or, as find -print0 writes them, each ended by a NUL. One photo's caption is printed alone; of several photos,
+each gets a line: path, tab, caption. Generation options that are left out come from the checkpoint's generation config.
 With a folder that export-onnx wrote, --checkpoint FOLDER needs no torch and is several times as fast on a CPU.
 The exit code is 1 if a photo failed, 2 if an argument or the checkpoint is wrong, 130 after Ctrl-C.
 """
@@ -68,7 +68,8 @@ def parse_options(parser: CommandParser, arguments: Sequence[str] | None) -> arg
         parser.error("--sample draws captions, --num-beams searches for the best ones: choose one of them")
     if not options.sample and options.num_beams and options.num_beams < options.num_captions:
         parser.error(
-            f"--num-captions {options.num_captions} needs at least as many --num-beams, not {options.num_beams}"
+            f"--num-captions {options.num_captions} needs {options.num_captions} or more --num-beams, "
+            f"not {options.num_beams}"
         )
     if not options.sample and (options.temperature or options.top_p):
         parser.error("--temperature and --top-p need --sample")

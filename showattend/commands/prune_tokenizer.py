@@ -1,4 +1,4 @@
-"""Reduce a tokenizer to the tokens that the train captions of a dataset use: `showattend prune-tokenizer`."""
+"""Reduce a tokenizer to the tokens that the training captions of a dataset use: `showattend prune-tokenizer`."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,9 @@ from showattend.command_line import CommandParser, given
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = CommandParser("prune-tokenizer", "Reduce a tokenizer to the tokens that a dataset's train captions use.")
+    parser = CommandParser(
+        "prune-tokenizer", "Reduce a tokenizer to the tokens that a dataset's training captions use."
+    )
     parser.add_dataset()
     parser.add_argument("--output-dir", required=True, help="folder to save the reduced tokenizer to")
     parser.add_argument(

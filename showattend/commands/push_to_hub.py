@@ -8,7 +8,7 @@ from showattend.command_line import CommandParser
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = CommandParser(
         "push-to-hub",
-        "Upload a captioner to the Hub in one commit: weights, settings, tokenizer, code and model card.",
+        "Upload a captioner to the Hub in one commit: weights, settings, tokenizer, code, ONNX export and model card.",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="the captioner's folder")
     parser.add_argument("repo_id", metavar="REPO_ID", help="user/name on the Hub; created if absent")

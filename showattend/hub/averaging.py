@@ -25,7 +25,9 @@ def average_checkpoints(start: str | Path, shares: Mapping[str | Path, float], o
         ValueError: If the shares are out of range or the captioners are of different kinds.
     """
     if not all(share >= 0 for share in shares.values()) or sum(shares.values()) > 1 + 1e-9:
-        raise ValueError(f"the shares {', '.join(map(str, shares.values()))} must be at least 0, together at most 1.")
+        raise ValueError(
+            f"the shares {', '.join(map(str, shares.values()))} must each be at least 0 and add up to at most 1."
+        )
     output_dir = Path(output_dir).absolute()
     check_replaceable(output_dir)
     model, processor = load_captioner(start)

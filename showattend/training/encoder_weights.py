@@ -46,7 +46,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, UnpicklingError, *DAMAGED) as error:
         # torch's own message suggests loading a pickle that may run code
-        raise ValueError(f"{path} is not a readable file of tensors alone.") from error
+        raise ValueError(f"{path} is not a readable file of tensors and nothing else.") from error
 
 
 def _download(name: str, weights: str) -> dict[str, torch.Tensor]:

@@ -250,7 +250,7 @@ def test_programs_meet_the_limits_of_the_page(program: Callable[..., Any], image
         ({"num_beams": 11}, "num_beams must be from 1 to 10, not 11"),
         ({"num_beams": "two"}, "num_beams must be from 1 to 10, not 'two'"),
         ({"num_captions": 6}, "num_captions must be from 1 to 5, not 6"),
-        ({"num_captions": 2}, "num_captions 2 needs as many num_beams, or do_sample"),
+        ({"num_captions": 2}, "num_captions 2 needs 2 or more num_beams, not 1, or do_sample"),
         ({"do_sample": True, "num_beams": 2}, "choose one of them"),
         ({"do_sample": True, "temperature": 0}, "temperature must be from 0.1 to 2.0, not 0"),
     ):

@@ -240,7 +240,7 @@ def test_urls(run: Run, images: Path) -> None:
         ([f"--output={'x' * 300}.csv"], f"error: {'x' * 300}.csv: File name too long"),
         (["--output=captions.txt"], "must end in .jsonl or .csv"),
         (["--output=nowhere/captions.csv"], "there is no folder nowhere"),
-        (["--num-captions=3", "--num-beams=2"], "--num-captions 3 needs at least as many --num-beams, not 2"),
+        (["--num-captions=3", "--num-beams=2"], "--num-captions 3 needs 3 or more --num-beams, not 2"),
         (["--prefix=a zebra", "--output=new.csv"], "does not know"),
         (["--checkpoint=nowhere", "--output=new.csv"], "There is no checkpoint folder nowhere."),
         (["--checkpoint=photos", "--output=new.csv"], "photos holds no captioner that can be loaded"),

@@ -120,7 +120,7 @@ def test_settings_that_contradict(make_model: MakeModel, processor: ShowAttendPr
     assert generation_config(config, num_return_sequences=3).num_beams == 3
     assert generation_config(config, num_return_sequences=3, num_beams=5).num_beams == 5
     assert generation_config(config, num_return_sequences=3, do_sample=True).num_beams == 1
-    with pytest.raises(ValueError, match=r"3 captions of an image need at least as many `num_beams`, not 2"):
+    with pytest.raises(ValueError, match=r"3 captions of an image need 3 or more `num_beams`, not 2"):
         generation_config(config, num_return_sequences=3, num_beams=2)
     with pytest.raises(ValueError, match=r"`length_penalty` chooses among beams: it needs `num_beams`"):
         generation_config(config, length_penalty=2.0)

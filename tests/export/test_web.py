@@ -367,7 +367,7 @@ def test_a_caption_without_words(chromium: Browser, dist: Path, images: list[Pat
     with serving(tmp_path / "dist") as server:
         page = visit(chromium, f"http://127.0.0.1:{server.server_port}/")
         page.set_input_files("#file", images[0])
-        assert shown_caption(page) == "The network says nothing about this photo"
+        assert shown_caption(page) == "The network generated no caption for this photo"
         assert page.locator("#caption button").count() == 0 and not page.locator("#hint").is_visible()
         page.context.close()
         server.shutdown()

@@ -43,7 +43,7 @@ def test_captioners_that_cannot_be_averaged(
     deeper = save(make_model(deep_output=True), processor, tmp_path / "deeper")
     with pytest.raises(ValueError, match="different sizes or vocabularies"):
         average_checkpoints(start, {deeper: 0.5}, tmp_path / "average")
-    with pytest.raises(ValueError, match=r"0\.9, 0\.5 must be at least 0, together at most 1"):
+    with pytest.raises(ValueError, match=r"0\.9, 0\.5 must each be at least 0 and add up to at most 1"):
         average_checkpoints(start, {start: 0.9, deeper: 0.5}, tmp_path / "average")
     for share in (-0.1, float("nan")):
         with pytest.raises(ValueError, match="must be at least 0"):

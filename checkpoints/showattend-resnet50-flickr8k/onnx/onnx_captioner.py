@@ -198,7 +198,7 @@ class OnnxCaptioner:
             if not isinstance(number, int | np.integer) or number < least:
                 raise ValueError(f"`{name}` must be a whole number from {least}, not {number!r}.")
         if beams < num_captions:
-            raise ValueError(f"`num_captions` {num_captions} needs at least as many `num_beams`, not {beams}.")
+            raise ValueError(f"`num_captions` {num_captions} needs {num_captions} or more `num_beams`, not {beams}.")
         if length_penalty is not None and beams == 1:
             raise ValueError("`length_penalty` chooses among beams: it needs `num_beams` of 2 or more.")
         if len(prefix) + 1 >= longest:
