@@ -8,7 +8,7 @@ EPILOG = """\
 INPUT is a folder or URI (file, s3, gs) of images, of Parquet files with an image column (bytes, struct or path), or of
 WebDataset tars. OUTPUT is a folder or URI for Parquet files with all other columns, caption, score (the mean log
 probability of the caption's tokens) and error (why an image could not be read). A worker has a GPU, or --cores cores.
-The exit code is 1 if the job failed, 2 if an argument is wrong.
+The exit code is 1 if the job failed or a row has an error, 2 if an argument is wrong.
 """
 
 
@@ -38,4 +38,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
             **given(options, "image_column", "address", "cores", "batch_size", "prefix", "dtype", *SEARCH),
         )
     print(f"{rows} rows in {options.output}" + (f", {errors} of them with an error" if errors else ""))
-    return 0
+    return int(errors > 0)

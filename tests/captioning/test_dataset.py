@@ -221,7 +221,7 @@ def test_resume(
     late = images.parent / NAMES[3]
     (images / NAMES[3]).rename(late)
     arguments = [str(images), str(output), f"--checkpoint={checkpoint}", "--cores=1"]
-    assert main(arguments) == 0
+    assert main(arguments) == 1
     assert capsys.readouterr().out == f"16 rows in {output}, 1 of them with an error\n"
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
