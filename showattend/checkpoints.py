@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoProcessor
 from transformers.utils import cached_file
 
-from modeling_showattend import ShowAttendForConditionalGeneration, ShowAttendProcessor
+from modeling_showattend import ShowAttendConfig, ShowAttendForConditionalGeneration, ShowAttendProcessor
 
 # What `from_pretrained` raises on damaged folders, found by truncating files and replacing values. AssertionError and
 # the like are bugs and pass through.
@@ -39,20 +39,25 @@ def loading(checkpoint: str | Path) -> Iterator[None]:
 
 
 def load_captioner(
-    checkpoint: str | Path, dtype: torch.dtype = torch.float32, **config: Any
+    checkpoint: str | Path, dtype: torch.dtype = torch.float32, **changes: Any
 ) -> tuple[ShowAttendForConditionalGeneration, ShowAttendProcessor]:
     """Load a model in eval mode and its processor with this package's code; code in the folder is never run.
 
     Args:
         checkpoint: A folder that `save_pretrained` wrote, or a Hub id.
-        config: Fields of the model's config to override.
+        changes: Fields of the model's config to override.
 
     Raises:
         OSError: If there is no captioner, or it is damaged.
+        ValueError: If a changed field is out of range or does not fit the others.
     """
     with loading(checkpoint):
+        config = ShowAttendConfig.from_pretrained(checkpoint)
+    if changes:  # `from_pretrained` would set them unchecked
+        config = ShowAttendConfig.from_dict(config.to_dict() | changes)
+    with loading(checkpoint):
         model, report = ShowAttendForConditionalGeneration.from_pretrained(
-            checkpoint, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **config
+            checkpoint, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
         mismatched = {name for name, *_ in report["mismatched_keys"]}
         if odd := sorted(report["missing_keys"] | report["unexpected_keys"] | mismatched):

@@ -47,6 +47,20 @@ def test_a_damaged_folder_is_one_error(damage: str, checkpoint: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"word_dropout": 1.5}, r"^word_dropout=1\.5 must be at least 0 and less than 1\.$"),
+        ({"finetune_last_stages": 9}, r"^finetune_last_stages=9 is not one of 0"),
+        ({"attention_type": "soft"}, "^likeliest_position=True needs attention_type='hard'"),
+    ],
+)
+def test_changes_of_the_config_are_checked(checkpoint: Path, changes: dict[str, Any], message: str) -> None:
+    edit(checkpoint / "config.json", attention_type="hard", likeliest_position=True)
+    with pytest.raises(ValueError, match=message):
+        load_captioner(checkpoint, **changes)
+
+
 def test_faults_of_code_pass_through(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("a fault of the library")
