@@ -99,12 +99,15 @@ class ShowAttendEncoder(nn.Module):
         """Set the mode and freeze the frozen stages; `from_pretrained` would undo a freeze made in `__init__`.
 
         Frozen stages stay in eval mode, without dropout. BatchNorm always normalises with its stored statistics, even
-        in the stages that are trained.
+        in the stages that are trained. Whether those require gradients is left as it is: a caller may freeze them too.
         """
         super().train(False)
         self.training = mode
-        self.requires_grad_(False)
-        self.finetuned.requires_grad_(True).train(mode)
+        finetuned = self.finetuned.train(mode)
+        trained = set(finetuned.parameters())
+        for parameter in self.parameters():
+            if parameter not in trained:
+                parameter.requires_grad_(False)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.training = False

@@ -266,8 +266,7 @@ class Trainer:
         # A separate generator: seeding the workers would advance the one that dropout uses, once more on each resume.
         loader = DataLoader(steps, batch_size=None, num_workers=self.settings.num_workers, generator=torch.Generator())
         self.wrapped.train(self.objective.uses_dropout)
-        if progress.epoch < self.settings.freeze_epochs:
-            self.model.encoder.requires_grad_(False)
+        self.model.encoder.finetuned.requires_grad_(progress.epoch >= self.settings.freeze_epochs)
         with tqdm(
             total=num_steps,
             initial=progress.step,

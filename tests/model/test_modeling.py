@@ -252,6 +252,15 @@ def test_frozen_after_eval_and_train_again(make_model: MakeModel) -> None:
     assert all(p.requires_grad for p in model.decoder.parameters())
 
 
+def test_a_callers_freeze_stays(make_model: MakeModel) -> None:
+    model = make_model(finetune_last_stages=1)
+    for frozen in (model.encoder, model):
+        model.requires_grad_(True)
+        frozen.requires_grad_(False)
+        model.train().eval().train()
+        assert not any(p.requires_grad for p in frozen.parameters())
+
+
 @pytest.mark.parametrize("stride_in_1x1", [False, True])
 def test_where_the_stride_is(make_config: MakeConfig, stride_in_1x1: bool) -> None:
     model: Any

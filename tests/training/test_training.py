@@ -484,7 +484,7 @@ def test_precision_of_half(folder: Path, tmp_path: Path, overfitted: Path) -> No
                 assert not torch.equal(weights, start[name]), name
 
 
-def test_encoder_is_frozen_for_the_first_epochs(folder: Path, tmp_path: Path) -> None:
+def test_encoder_is_frozen_for_the_first_epochs(folder: Path, tmp_path: Path, overfitted: Path) -> None:
     settings: dict[str, Any] = dict(finetune_last_stages=1, captions_per_image=5, batch_size=15, freeze_epochs=1)
     train(folder, tmp_path / "run", **settings)
     first = last_weights(tmp_path / "run")
@@ -494,6 +494,10 @@ def test_encoder_is_frozen_for_the_first_epochs(folder: Path, tmp_path: Path) ->
     second = last_weights(tmp_path / "run")
     assert not torch.equal(first["encoder.resnet.7.0.conv1.weight"], second["encoder.resnet.7.0.conv1.weight"])
     assert not torch.equal(first["decoder.fcn.weight"], second["decoder.fcn.weight"])
+    start: dict[str, Any] = dict(objective="self_critical", init_from=str(overfitted / "best"))
+    train(folder, tmp_path / "rewards", **start, **settings)
+    sampled = last_weights(tmp_path / "rewards")
+    assert torch.equal(sampled["encoder.resnet.7.0.conv1.weight"], before["layer4.0.conv1.weight"])
 
 
 def test_average_with_the_start(folder: Path, tmp_path: Path, overfitted: Path) -> None:
