@@ -1,4 +1,4 @@
-"""Replaces folders atomically: a new version is written beside the old one, then replaces it."""
+"""Replaces folders and files atomically: a new version is written beside the old one, then replaces it."""
 
 import errno
 import logging
@@ -71,6 +71,13 @@ def keep_others(old: Path, new: Path) -> None:
     if others:
         names = ", ".join(path.name for path in others)
         logger.warning("%s keeps %s: check that they fit the new weights.", old, names)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file of which a kill or a full disk leaves a complete version."""
+    temporary = path.with_suffix(".new")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def recover(folder: Path) -> bool:

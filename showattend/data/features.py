@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from modeling_showattend import ShowAttendImageProcessor
 from modeling_showattend.image_processing_showattend import load_image
 from modeling_showattend.modeling_showattend import ShowAttendEncoder
+from showattend.folders import write_file
 
 from .images import digest_of, image_bytes
 
@@ -161,9 +162,7 @@ class FeatureCache:
                         os.posix_fallocate(file.fileno(), 0, size) if hasattr(os, "posix_fallocate") else (
                             file.truncate(size)
                         )
-            temporary = index.with_suffix(".tmp")
-            temporary.write_text(json.dumps(rows))
-            temporary.replace(index)
+            write_file(index, json.dumps(rows))
 
 
 def _digest(encoder: ShowAttendEncoder, image_processor: ShowAttendImageProcessor, dtype: torch.dtype) -> str:

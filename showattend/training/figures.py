@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from modeling_showattend.image_processing_showattend import load_image
+from showattend.folders import write_file
 
 
 def write_log(output: Path, figures: dict[str, Any], captions: dict[str, str], images: Dataset) -> None:
@@ -19,7 +20,7 @@ def write_log(output: Path, figures: dict[str, Any], captions: dict[str, str], i
     log = output / "log.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     lines = [line for line in lines if line["epoch"] < figures["epoch"]] + [figures]  # a repeated epoch is logged once
-    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_file(log, "".join(json.dumps(line) + "\n" for line in lines))
     plot_curves(lines, output / "curves.png")
     (output / "samples").mkdir(exist_ok=True)
     few = images.select(range(min(6, len(images))))

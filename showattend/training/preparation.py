@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from showattend.checkpoints import weights_digest
+from showattend.folders import write_file
 from showattend.metrics import score_captions
 
 from .settings import TrainingSettings
@@ -55,8 +56,7 @@ def prepare_output_folder(output: Path, run: dict[str, Any]) -> None:
             )
     try:
         output.mkdir(parents=True, exist_ok=True)
-        (output / "settings.new").write_text(json.dumps(run, indent=2) + "\n")
-        (output / "settings.new").replace(output / "settings.json")
+        write_file(output / "settings.json", json.dumps(run, indent=2) + "\n")
     except OSError as error:
         raise OSError(f"`output_dir` {output} cannot be written: {error.strerror or error}.") from error
     free = shutil.disk_usage(output).free

@@ -208,7 +208,7 @@ def test_kill_before_the_index_is_written(
     for name, size in (("features.float16", 2 * 4 * 512 * 9), ("done.uint8", 9)):
         with (cache.folder / name).open("ab") as file:
             file.truncate(size)
-    (cache.folder / "rows.tmp").write_text('{"half an ind')
+    (cache.folder / "rows.new").write_text('{"half an ind')
     cache = make_cache()
     cache.build(images)
     torch.testing.assert_close(cache.get(image_digests(images)).float(), expected(cache, images), rtol=2e-3, atol=2e-3)

@@ -203,6 +203,15 @@ def test_full_disk_leaves_the_last_checkpoint(folder: Path, tmp_path: Path, monk
         with pytest.raises(OSError, match=r"best could not be written \(.*No space left"):
             train(folder, output, epochs=2)
     assert digests(output / "checkpoint") | digests(output / "best") == before
+
+    def half(path: Path, text: str) -> None:
+        path.write_bytes(text[:9].encode())
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", half)
+        with pytest.raises(OSError, match="No space left"):
+            training.write_log(output, {"epoch": 2}, {}, None)
     assert [line["epoch"] for line in train(folder, output, epochs=2)] == [1, 2]
 
 
