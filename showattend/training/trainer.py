@@ -249,8 +249,7 @@ class Trainer:
             self.prepare_training()
         while not self.progress.finished(self.settings):
             self.train_epoch()
-            figures = self.validate()
-            self.keep_best(figures)
+            self.keep_best(*self.validate())  # without a name, the average would stay in memory for another epoch
             self.save_checkpoint()
         if self.progress.epoch < self.settings.epochs:
             metric, patience = self.settings.metric_for_best_model, self.settings.early_stopping_patience
@@ -321,8 +320,12 @@ class Trainer:
             self.average.update_parameters(self.model)
         return accelerator.reduce(logged, "sum").item()
 
-    def validate(self) -> dict[str, Any]:
-        """End the epoch: evaluate, log and print its figures, which are the same on all processes."""
+    def validate(self) -> tuple[ShowAttendForConditionalGeneration, dict[str, Any]]:
+        """End the epoch: evaluate, log and print its figures, which are the same on all processes.
+
+        Returns:
+            The captioner that was judged, and its figures.
+        """
         settings, accelerator, progress = self.settings, self.accelerator, self.progress
         figures: dict[str, Any] = {"train_loss": progress.loss / progress.step}
         batch_size = max(settings.batch_size // settings.captions_per_image, 1)
@@ -349,7 +352,7 @@ class Trainer:
         if accelerator.is_main_process:
             print(", ".join(f"{name} {value:.4g}" for name, value in figures.items()), flush=True)
             write_log(self.output, figures, captions, self.validation_set)
-        return figures
+        return judged, figures
 
     def judged(self) -> ShowAttendForConditionalGeneration:
         """The weights that are validated and kept."""
@@ -360,14 +363,14 @@ class Trainer:
             model = between(self.earlier, model, self.settings.average_with_share)
         return model
 
-    def keep_best(self, figures: dict[str, Any]) -> None:
+    def keep_best(self, judged: ShowAttendForConditionalGeneration, figures: dict[str, Any]) -> None:
         metric, progress = self.settings.metric_for_best_model, self.progress
         score = -figures["loss"] if metric == "loss" else figures[metric]
         if progress.best is None or score > progress.best:
             progress.best, progress.epochs_without_improvement = score, 0
             with replacing(self.output / "best") as folder:
                 if self.accelerator.is_main_process:
-                    self.judged().save_pretrained(folder)
+                    judged.save_pretrained(folder)
                     self.processor.save_pretrained(folder)
         else:
             progress.epochs_without_improvement += 1

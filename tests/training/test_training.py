@@ -525,6 +525,20 @@ def test_average_with_the_start(folder: Path, tmp_path: Path, overfitted: Path) 
             assert torch.equal(best[name], start[name])  # to the last bit: cached features stay valid
 
 
+def test_one_average_an_epoch(folder: Path, tmp_path: Path, overfitted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that memory has no room for is not reported as a folder that cannot be written."""
+    averages: list[float] = []
+
+    def between(start: Any, end: Any, share: float) -> Any:
+        averages.append(share)
+        return average(start, end, share)
+
+    average = training.between
+    monkeypatch.setattr(training, "between", between)
+    train(folder, tmp_path / "run", init_from=str(overfitted / "best"), average_with_start=0.75, epochs=2)
+    assert averages == [0.75, 0.75]
+
+
 def test_average_with_an_earlier_captioner(folder: Path, tmp_path: Path, overfitted: Path) -> None:
     settings: dict[str, Any] = dict(average_with_start=0.5, dropout=0.0, batch_size=20)
     train(folder, tmp_path / "1", init_from=str(overfitted / "best"), **settings)
