@@ -82,13 +82,13 @@ def encoder_weights() -> dict[str, torch.Tensor]:
 
 def settings(folder: Path, output: Path, **changes: Any) -> dict[str, Any]:
     """Settings that make a run take seconds."""
+    encoder = {"encoder_name": "resnet18", "encoder_weights": str(folder / "resnet18.safetensors")}
     return {
         "dataset": str(folder / "photos"),
         "output_dir": str(output),
         "cache_dir": str(folder / "cache"),
         "tokenizer": str(folder / "vocab.txt"),
-        "encoder_name": "resnet18",
-        "encoder_weights": str(folder / "resnet18.safetensors"),
+        **({} if "init_from" in changes else encoder),
         "embed_size": 16,
         "attention_dim": 16,
         "decoder_dim": 32,

@@ -151,9 +151,11 @@ class TrainingSettings:
             raise ValueError(f"`min_crop` must be above 0 and at most 1, not {self.min_crop}.")
         if self.min_crop < 1 and not self.finetune_last_stages and self.feature_cache == "disk":
             raise ValueError("`min_crop` needs `finetune_last_stages`: the grid of a frozen encoder is not cropped.")
-        for name in ("init_from", "encoder_name", "encoder_weights", "stride_in_1x1"):
-            if self.encoder is not None and getattr(self, name) != getattr(TrainingSettings, name):
-                raise ValueError(f"`encoder` and `{name}` name two encoders: leave one out.")
+        of_a_resnet = ("encoder_name", "encoder_weights", "stride_in_1x1")
+        for encoder, others in (("encoder", ("init_from", *of_a_resnet)), ("init_from", of_a_resnet)):
+            for name in others:
+                if getattr(self, encoder) is not None and getattr(self, name) != getattr(TrainingSettings, name):
+                    raise ValueError(f"`{encoder}` and `{name}` name two encoders: leave one out.")
         if self.max_length < 3:
             raise ValueError(f"`max_length` must be at least 3 ([CLS], a token and [SEP]), not {self.max_length}.")
         if self.objective == "self_critical" and self.init_from is None:

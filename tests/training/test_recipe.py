@@ -34,7 +34,7 @@ def run_recipe(folder: Path, runs: Path) -> str:
     for number, (preset, average_with) in enumerate(phases_of_the_makefile(), start=1):
         small: dict[str, Any] = dict(preset=preset, checkpoint_every=3, epochs=1, batch_size=16, seed=number)
         if start is not None:
-            small |= dict(init_from=start, tokenizer=None, encoder_name=None, encoder_weights=None)
+            small |= dict(init_from=start, tokenizer=None)
         if average_with:
             small["average_with"] = runs / average_with / "best"
         arguments = command_line(folder, runs / str(number), **OF_PRESET | small)

@@ -136,6 +136,12 @@ def test_bad_preset(tmp_path: Path, text: str, message: str) -> None:
         (["--min-crop", "0.8"], "--min-crop needs --finetune-last-stages"),
         (["--max-length", "2"], "--max-length must be at least 3"),
         (["--objective", "self_critical"], "name its start with --init-from"),
+        (["--init-from", "best", "--encoder-name", "resnet18"], "--init-from and --encoder-name name two encoders"),
+        (["--init-from", "best", "--encoder-weights", "x.pth"], "--init-from and --encoder-weights name two encoders"),
+        (
+            ["--init-from", "best", "--stride-in-1x1"],
+            "--init-from and --stride-in-1x1 name two encoders: leave one out",
+        ),
         (["--average-with-start", "0.5"], "--average-with-start needs a start: name it with --init-from"),
         (["--average-with-start", "1", "--init-from", "best"], "--average-with-start must be at least 0 and less"),
         (["--average-with", "best"], "--average-with needs a start: name it with --init-from"),
