@@ -31,7 +31,9 @@ def build_model(
     """The captioner to start from and its processor: new, or `init_from` with the settings' regularisers."""
     fields = {name: value for name in OF_EVERY_MODEL if (value := getattr(settings, name)) is not None}
     if settings.init_from is not None:
-        return load_captioner(settings.init_from, **fields)
+        model, processor = load_captioner(settings.init_from, **fields)
+        model.generation_config.max_length = settings.max_length
+        return model, processor
     fields |= {name: getattr(settings, name) for name in OF_A_NEW_MODEL}
     tokenizer: BertTokenizer = load_tokenizer(settings.tokenizer)
     if settings.prune_tokenizer:
@@ -70,6 +72,7 @@ def load_for_average(
     other, other_processor = load_captioner(folder)
     if not same_kind(model, processor, other, other_processor):
         raise ValueError(f"`average_with` {folder} has other sizes or another vocabulary than `init_from`.")
+    other.generation_config = model.generation_config  # of the average as well
     return other.to(model.device)  # type: ignore[arg-type]
 
 

@@ -510,8 +510,9 @@ def test_encoder_is_frozen_for_the_first_epochs(folder: Path, tmp_path: Path, ov
 
 
 def test_average_with_the_start(folder: Path, tmp_path: Path, overfitted: Path) -> None:
-    settings: dict[str, Any] = dict(init_from=str(overfitted / "best"), dropout=0.0, batch_size=20)
+    settings: dict[str, Any] = dict(init_from=str(overfitted / "best"), dropout=0.0, batch_size=20, max_length=12)
     train(folder, tmp_path / "run", average_with_start=0.75, epochs=2, **settings)
+    assert json.loads((tmp_path / "run" / "best" / "generation_config.json").read_text())["max_length"] == 12
     start, best = (load_file(run / "best" / "model.safetensors") for run in (overfitted, tmp_path / "run"))
     train(folder, tmp_path / "plain", epochs=2, **settings)
     log, plain_log = read_log(tmp_path / "run"), read_log(tmp_path / "plain")
@@ -543,7 +544,8 @@ def test_average_with_an_earlier_captioner(folder: Path, tmp_path: Path, overfit
     settings: dict[str, Any] = dict(average_with_start=0.5, dropout=0.0, batch_size=20)
     train(folder, tmp_path / "1", init_from=str(overfitted / "best"), **settings)
     settings |= dict(init_from=str(tmp_path / "1" / "best"), average_with=str(overfitted / "best"))
-    train(folder, tmp_path / "2", average_with_share=0.2, **settings)
+    train(folder, tmp_path / "2", average_with_share=0.2, max_length=12, **settings)
+    assert json.loads((tmp_path / "2" / "best" / "generation_config.json").read_text())["max_length"] == 12
     first, start, best = (
         load_file(run / "best" / "model.safetensors") for run in (overfitted, tmp_path / "1", tmp_path / "2")
     )
