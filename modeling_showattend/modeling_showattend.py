@@ -189,7 +189,7 @@ class ShowAttendEncoder(nn.Module):
             with torch.no_grad():
                 try:
                     features = self._backbone_map(weights.new_zeros(1, 3, height, width))
-                except (ValueError, RuntimeError, TypeError) as error:
+                except (ValueError, RuntimeError, TypeError, AssertionError) as error:  # the last is timm's
                     raise ValueError(f"The encoder does not take images of {height}x{width} pixels: {error}") from error
             self._grid_shapes[height, width] = features.shape[2], features.shape[3]
         return self._grid_shapes[height, width]

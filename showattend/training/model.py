@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 
 from datasets import Dataset
+from PIL import Image
 from transformers import BertTokenizer
 
 from modeling_showattend.configuration_showattend import ShowAttendConfig
@@ -59,6 +60,21 @@ def build_model(
         model.encoder.grid_shape(image_processor.size["height"], image_processor.size["width"])  # an error if too small
     model.generation_config.max_length = settings.max_length
     return model, ShowAttendProcessor(image_processor, tokenizer)
+
+
+def check_crops(model: ShowAttendForConditionalGeneration, processor: ShowAttendProcessor) -> None:
+    """Check that the encoder takes random crops of the images.
+
+    Raises:
+        ValueError: If it does not, as most vision transformers.
+    """
+    side = processor.image_processor(Image.new("RGB", (9, 9)), return_tensors="pt")["pixel_values"].shape[-1] - 1
+    try:
+        model.encoder.grid_shape(side, side)
+    except ValueError as error:
+        raise ValueError(
+            f"`min_crop` must be 1 with this encoder, which does not take images of {side}x{side} pixels."
+        ) from error
 
 
 def load_for_average(

@@ -33,7 +33,7 @@ from showattend.metrics import CiderDReward, CiderMeteorReward, score_captions
 from .averaging import between, moving_average
 from .distillation import best_captions, generate_captions
 from .figures import write_log
-from .model import build_model, caption_labels, load_for_average
+from .model import build_model, caption_labels, check_crops, load_for_average
 from .objectives import CrossEntropy, Objective, SelfCritical
 from .preparation import check_metric, prepare_output_folder, run_identity
 from .settings import TrainingSettings
@@ -124,6 +124,8 @@ class Trainer:
 
     def load_model(self, train_set: Dataset) -> None:
         self.model, self.processor = build_model(self.settings, train_set)
+        if self.settings.min_crop < 1 and self.settings.feature_cache == "none":
+            check_crops(self.model, self.processor)
         self.model.to(self.accelerator.device)
         self.earlier: ShowAttendForConditionalGeneration | None = None
         if self.settings.average_with is not None:

@@ -107,6 +107,13 @@ def test_last_stage_of_timm(name: str, stage: str) -> None:
 
 
 @needs_timm
+def test_size_that_timm_refuses(make_model: MakeModel) -> None:
+    model = make_model(encoder_name=None, backbone_config=TimmBackboneConfig(backbone="test_vit"))
+    with pytest.raises(ValueError, match=r"does not take images of 63x63 pixels: .*divisible by patch size"):
+        model.encoder.grid_shape(63, 63)
+
+
+@needs_timm
 def test_stages_that_are_unknown(make_config: MakeConfig) -> None:
     config = TimmBackboneConfig(backbone="regnety_002")
     with pytest.raises(ValueError, match="The stages of a timm_backbone are unknown: finetune_last_stages must be 0"):

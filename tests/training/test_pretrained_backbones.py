@@ -73,6 +73,17 @@ def test_finetunes_the_last_layers(folder: Path, tmp_path: Path) -> None:
         assert torch.equal(value, weights[name]) != name.startswith("encoder.layer.1."), name
 
 
+@every_backbone
+def test_crops_of_the_images(folder: Path, tmp_path: Path, kind: str) -> None:
+    save_backbone(kind, tmp_path / "eyes")
+    settings: dict[str, Any] = {"encoder": str(tmp_path / "eyes"), "feature_cache": "none", "min_crop": 0.75}
+    if kind in ("vit", "clip_vision_model", "siglip_vision_model"):
+        with pytest.raises(ValueError, match=r"^`min_crop` must be 1 with this encoder, .* images of 63x63 pixels"):
+            train(folder, tmp_path / "run", **settings)
+    else:
+        assert train(folder, tmp_path / "run", **settings)
+
+
 def test_resumes(folder: Path, tmp_path: Path) -> None:
     save_backbone("convnext", tmp_path / "eyes")
     eyes = str(tmp_path / "eyes")
