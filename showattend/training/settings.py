@@ -1,6 +1,6 @@
 """All settings of a training run, and the command line and the preset files that they are read from."""
 
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentTypeError
+from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -27,7 +27,7 @@ METRICS = ("loss", "token_accuracy", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "me
 class TrainingSettings:
     """A training run. The defaults are the write-up's; a preset replaces them, and the command line replaces both."""
 
-    dataset: str = field(metadata={"help": "Folder or Hub id with images and captions."})
+    dataset: str = field(metadata={"help": "Folder, file or Hub id; docs/data.md lists the layouts."})
     output_dir: str = field(metadata={"help": "Folder for checkpoints, the best model, logs and samples."})
     preset: str | None = _setting(None, "Name of a file in presets/ (original, tuned, ...), or a YAML file.")
 
@@ -46,7 +46,8 @@ class TrainingSettings:
     max_length: int = _setting(30, "Tokens of a caption, including [CLS] and [SEP]; longer captions are cut.")
     flip: bool = _setting(False, "Mirror each image half the time.")
     min_crop: float = _setting(
-        1.0, "Least share of a side in random crops of the frozen stages' maps (or of images, without a cache)."
+        1.0,
+        "Least side of a random crop, as a share of the whole; of frozen stages' maps, or of images without a cache.",
     )
     feature_cache: str = _setting(
         "disk",
@@ -65,7 +66,9 @@ class TrainingSettings:
     )
     encoder_name: str = _setting("resnet50", "torchvision ResNet: resnet18, 34, 50, 101 or 152.")
     encoder_weights: str = _setting("IMAGENET1K_V1", "Name of torchvision weights, or a file with a state dict.")
-    stride_in_1x1: bool = _setting(False, "The weights are of the original ResNet, which strides in the first 1x1.")
+    stride_in_1x1: bool = _setting(
+        False, "The weights are the original ResNet's, which strides in the first 1x1 convolution."
+    )
     finetune_last_stages: int = _setting(0, "Train this many of the encoder's last stages.")
     freeze_epochs: int = _setting(0, "Freeze those stages for this many epochs.", least=0)
     embed_size: int = _setting(300, "Length of a token's embedding.")
@@ -107,7 +110,9 @@ class TrainingSettings:
     plateau_factor: float = _setting(0.1, "reduce_lr_on_plateau: the learning rate is multiplied by this ...")
     plateau_patience: int = _setting(5, "... after this many epochs without a lower validation loss.", least=0)
     warmup_steps: int = _setting(
-        0, "Optimizer steps in which the learning rate rises from 0 (not on a plateau).", least=0
+        0,
+        "Optimizer steps in which the learning rate rises from 0 (not with reduce_lr_on_plateau or constant).",
+        least=0,
     )
     weight_decay: float = _setting(0.0, "AdamW's weight decay (0: Adam).", least=0)
     ema_decay: float = _setting(0.0, "Validate and keep a moving average of the weights with this decay (0: off).")
@@ -116,7 +121,7 @@ class TrainingSettings:
     )
     average_with: str | None = _setting(
         None,
-        "Average the result once more, with this captioner (a folder or Hub id), from which the start was trained.",
+        "Average the result with this earlier captioner too, from which --init-from was trained (folder or Hub id).",
     )
     average_with_share: float = _setting(0.25, "The share of the weights of --average-with.")
     max_grad_norm: float = _setting(0.0, "Clip the gradient to this norm (0: off).", least=0)
@@ -209,9 +214,14 @@ class _Parser(CommandParser):
         raise ValueError(message)
 
 
+class _Formatter(ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def settings_parser() -> CommandParser:
     """A parser with an option for each setting, like transformers' HfArgumentParser, which takes seconds to import."""
-    parser = _Parser("train", "Train a captioner.", formatter_class=ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    parser = _Parser("train", "Train a captioner.", formatter_class=_Formatter, allow_abbrev=False)
     for setting in fields(TrainingSettings):
         name = setting.name.replace("_", "-")
         kind = (get_args(setting.type) or (setting.type,))[0]  # of `int | None`: int

@@ -9,7 +9,7 @@ from tiny_flickr import ROOT, environment
 from transformers import get_scheduler
 from transformers.trainer_utils import SchedulerType
 
-from showattend.training.settings import METRICS, SCHEDULERS, TrainingSettings, parse_settings
+from showattend.training.settings import METRICS, SCHEDULERS, TrainingSettings, parse_settings, settings_parser
 
 CONFIGS = ROOT / "showattend" / "training" / "presets"
 NEEDED = ["--dataset", "images", "--output-dir", "run"]
@@ -35,6 +35,12 @@ def test_every_setting_has_a_hyphenated_option() -> None:
         if setting.default is not dataclasses.MISSING and setting.name != "preset" and setting.default is not None:
             settings = parse(f"--{setting.name.replace('_', '-')}={setting.default}")
             assert getattr(settings, setting.name) == setting.default
+
+
+def test_help_names_the_defaults_that_there_are() -> None:
+    text = " ".join(settings_parser().format_help().split())
+    assert "(default: 32)" in text and "(default: False)" in text
+    assert "(default: None)" not in text
 
 
 def test_presets_of_the_project() -> None:
