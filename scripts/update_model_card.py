@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from showattend import DEFAULT_CHECKPOINT
-from showattend.hub.model_card import published_card, stored_figures, with_stored_figures
+from showattend.hub.model_card import figures_of_readme, published_card, stored_figures, with_stored_figures
 
 ROOT = Path(__file__).parent.parent
 
@@ -13,8 +13,11 @@ ROOT = Path(__file__).parent.parent
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     try:
-        stored = stored_figures(ROOT / "docs" / "results")
-        for path in (ROOT / "model_card.md", ROOT / "README.md"):
+        results = ROOT / "docs" / "results"
+        for path, stored in (
+            (ROOT / "model_card.md", stored_figures(results)),
+            (ROOT / "README.md", figures_of_readme(results)),
+        ):
             path.write_text(with_stored_figures(path.read_text(), stored))
         if DEFAULT_CHECKPOINT.is_dir():
             for name, content in published_card(ROOT / "model_card.md").items():

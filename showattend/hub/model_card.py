@@ -65,6 +65,14 @@ def stored_figures(folder: str | Path) -> list[dict[str, Any]]:
     return stored
 
 
+def figures_of_readme(folder: str | Path) -> list[dict[str, Any]]:
+    """The stored figures, after those of the write-up's recipe, which lie in `folder`/original."""
+    original = stored_figures(Path(folder) / "original")
+    for figures in original:
+        figures["dataset"] = f"`--preset original`, {figures['dataset']}"  # for the table's first column
+    return original + stored_figures(folder)
+
+
 def with_stored_figures(text: str, stored: Sequence[dict[str, Any]]) -> str:
     """Replace the results in a card's metadata, and the tables of results and of statistics between their markers."""
     text = with_evaluation(text, [result for figures in stored for result in eval_results(figures)])

@@ -19,6 +19,7 @@ from showattend.hub.model_card import (
     END_STATISTICS,
     add_evaluation,
     eval_results,
+    figures_of_readme,
     local_links,
     new_card,
     published_card,
@@ -197,8 +198,8 @@ captioner[0](photo)
 
 def test_the_cards_agree_with_the_stored_results() -> None:
     """Metadata and table of the model card, and the README's table, are what docs/results makes of them."""
-    stored = stored_figures(ROOT / "docs" / "results")
-    for path in (CARD, ROOT / "README.md"):
+    results = ROOT / "docs" / "results"
+    for path, stored in ((CARD, stored_figures(results)), (ROOT / "README.md", figures_of_readme(results))):
         text = path.read_text()
         assert BEGIN in text and END in text, f"{path.name} has no table of figures"
         assert text == with_stored_figures(text, stored), f"{path.name} disagrees with docs/results: {UPDATE}"
