@@ -46,7 +46,7 @@ def test_captioners_that_cannot_be_averaged(
     with pytest.raises(ValueError, match=r"0\.9, 0\.5 must each be at least 0 and add up to at most 1"):
         average_checkpoints(start, {start: 0.9, deeper: 0.5}, tmp_path / "average")
     for share in (-0.1, float("nan")):
-        with pytest.raises(ValueError, match="must be at least 0"):
+        with pytest.raises(ValueError, match="must each be at least 0"):
             average_checkpoints(start, {start: share}, tmp_path / "average")
     with pytest.raises(FileExistsError, match="holds no captioner and would be deleted"):
         average_checkpoints(start, {start: 0.1}, tmp_path)
