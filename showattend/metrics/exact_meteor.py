@@ -1,9 +1,9 @@
 """METEOR with exact matches only, in Python, as a reward in training.
 
 The formula of METEOR 1.5 (Denkowski and Lavie, 2014, https://aclanthology.org/W14-3348) with its parameters for
-English, without the stems, synonyms and paraphrases that need its Java program, and with one difference: METEOR spares
-a caption the penalty for fragments if it equals the reference, this if it is one unbroken part of it ("a dog runs" of
-"a dog runs through the grass"). The captioner in `checkpoints/` was trained with it.
+English, without the stems, synonyms and paraphrases that need its Java program. It differs in one more way: METEOR
+waives the penalty for fragmentation only for a caption that equals the reference; here, an unbroken part of the
+reference is enough ("a dog runs" of "a dog runs through the grass"). The captioner in `checkpoints/` was trained so.
 """
 
 from collections.abc import Mapping, Sequence
